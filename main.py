@@ -1,0 +1,300 @@
+"""Train a reward model from comparisons.
+
+    python main.py --model_name_or_path facebook/opt-350m --data_path comparisons.jsonl
+    deepspeed main.py --model_name_or_path facebook/opt-350m --data_path comparisons.jsonl \
+        --zero_stage 2
+
+`python main.py --help` lists every flag; README.md describes the data and the output folder.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from utils.arguments import InputError, parse_training_arguments
+
+# A wrong flag is answered before the seconds that the imports below take.
+ARGS = parse_training_arguments() if __name__ == "__main__" else None
+
+import numpy as np
+import torch
+import transformers
+
+from utils import distributed
+from utils.data.batching import PaddedCollator, PlannedBatches
+from utils.data.sampling import evaluation_plan, training_plan
+from utils.data.sources import load_training_data
+from utils.data.tokenization import (
+    ComparisonTokenizer,
+    TextSettings,
+    check_num_padding_at_beginning,
+    prepare_tokenizer,
+)
+from utils.evaluation.metrics import SUMS, comparison_sums
+from utils.evaluation.report import model_card
+from utils.evaluation.scoring import evaluate
+from utils.model import hub
+from utils.model.adapters import add_lora
+from utils.training.engine import (
+    build_engine,
+    deepspeed_config,
+    gather_weights,
+    resolve_precision,
+    step_engine,
+)
+from utils.training.log import RunLog
+from utils.training.loss import pairwise_loss
+
+
+def main(args) -> None:
+    """Train as the command line says: data, model, engine, loop, save."""
+    check_output_dir(args)
+    device = distributed.initialize(args.local_rank)
+    for note in resolve_precision(args, device):
+        distributed.log(note)
+    ds_config = deepspeed_config(args, distributed.world_size())
+    config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
+    hub.set_dropout(config, args.dropout)
+    encoder = prepare_text(args, config)
+    train_rows, eval_rows, counts = load_training_data(args, encoder)
+    collate = PaddedCollator(encoder.tokenizer.pad_token_id, args.score_position == "mean")
+    if args.dry_run:
+        show_plan(args, ds_config, encoder, train_rows, collate, counts)
+        return
+    write_arguments(args, ds_config, counts)
+    total_steps = count_steps(args, len(train_rows))
+    engine = build_model_and_engine(args, config, encoder.tokenizer, ds_config, total_steps)
+    eval_batches = evaluation_batches(args, eval_rows, collate)
+    log = RunLog(args, total_steps, engine.monitor)
+    result = train(args, engine, train_rows, eval_batches, collate, device, log)
+    log.finish()
+    save(args, engine, encoder, counts, result)
+
+
+def check_output_dir(args) -> None:
+    """Refuse to train over a model that somebody saved."""
+    models = [*Path(args.output_dir).glob("*.safetensors"), Path(args.output_dir) / "config.json"]
+    if any(path.exists() for path in models) and not (args.overwrite_output_dir or args.dry_run):
+        raise InputError(
+            f"--output_dir {args.output_dir} already holds a model: give another folder, or "
+            "--overwrite_output_dir"
+        )
+    if Path(args.output_dir).is_file():
+        raise InputError(f"--output_dir {args.output_dir} is a file; expected a folder")
+
+
+def prepare_text(args, config) -> ComparisonTokenizer:
+    """The tokenizer, with its end and padding tokens, and what makes rows of comparisons."""
+    longest = getattr(config, "max_position_embeddings", None) or args.max_seq_len
+    if args.max_seq_len > longest:
+        raise InputError(
+            f"--max_seq_len is {args.max_seq_len}, but {args.model_name_or_path} has "
+            f"{longest} positions: give at most that"
+        )
+    tokenizer = hub.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
+    end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token)
+    for note in notes:
+        distributed.log(note)
+    args.num_padding_at_beginning = check_num_padding_at_beginning(
+        tokenizer, end_token, args.num_padding_at_beginning
+    )
+    settings = TextSettings(
+        end_token, args.max_seq_len, args.overlength, args.score_position, args.apply_chat_template
+    )
+    return ComparisonTokenizer(tokenizer, settings)
+
+
+def count_steps(args, comparisons: int) -> int:
+    """Optimiser steps of the whole run."""
+    per_step = global_batch_size(args)
+    steps = -(-comparisons // per_step) * args.num_train_epochs
+    return min(steps, args.max_steps or steps)
+
+
+def global_batch_size(args) -> int:
+    """Comparisons in an optimiser step, over all ranks."""
+    micro_batches = args.gradient_accumulation_steps * distributed.world_size()
+    return args.per_device_train_batch_size * micro_batches
+
+
+def build_model_and_engine(args, config, tokenizer, ds_config, total_steps):
+    """Load the model with its head, add LoRA, hand it to DeepSpeed."""
+    transformers.set_seed(args.seed)  # the same head on every rank
+    # Transformers loads the weights in partitions while this object lives.
+    zero3 = None
+    if ds_config["zero_optimization"]["stage"] == 3:
+        zero3 = transformers.integrations.HfDeepSpeedConfig(ds_config)
+    model, notes = hub.load_model(
+        args.model_name_or_path,
+        config,
+        tokenizer,
+        new_head=True,
+        trust_remote_code=args.trust_remote_code,
+    )
+    del zero3
+    for note in notes:
+        distributed.log(note)
+    if args.lora_dim:
+        layers = add_lora(model, args.lora_dim, args.lora_module_name, args.only_optimize_lora)
+        distributed.log(f"LoRA of rank {args.lora_dim} on {layers} linear layers")
+    if args.gradient_checkpointing:
+        model.model.activation_checkpointing_enable()
+    trained = sum(_size(p) for p in model.parameters() if p.requires_grad)
+    distributed.log(f"{trained:,} of {sum(map(_size, model.parameters())):,} parameters train")
+    transformers.set_seed(args.seed + distributed.rank())  # other dropout on every rank
+    return build_engine(model, ds_config, args, total_steps)
+
+
+def _size(parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def batches_of(rows, plan, collate):
+    """Batches in the order of a plan."""
+    return torch.utils.data.DataLoader(PlannedBatches(rows, plan, collate), batch_size=None)
+
+
+def evaluation_batches(args, rows, collate):
+    """This rank's share of the evaluation set, sorted by length."""
+    plan = evaluation_plan(
+        np.asarray(rows["length"]),
+        args.per_device_eval_batch_size,
+        distributed.rank(),
+        distributed.world_size(),
+        args.eval_iters,
+    )
+    return batches_of(rows, plan, collate)
+
+
+def train(args, engine, rows, eval_batches, collate, device, log) -> dict:
+    """The loop: evaluate, then steps with evaluations between; returns the last evaluation."""
+    result = evaluate(engine, eval_batches, device)
+    log.evaluation(0, 0.0, result)
+    lengths = np.asarray(rows["length"])
+    total_steps, step = count_steps(args, len(rows)), 0
+    for epoch in range(args.num_train_epochs):
+        plan = training_plan(
+            lengths,
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
+            distributed.rank(),
+            distributed.world_size(),
+            args.seed,
+            epoch,
+        )
+        batches = iter(batches_of(rows, [m for micro in plan for m in micro], collate))
+        for number in range(1, len(plan) + 1):
+            started, learning_rate = time.perf_counter(), engine.get_lr()[0]
+            sums, norm = run_step(args, engine, batches, device, step + 1)
+            step += 1
+            passed = epoch + number / len(plan)
+            seconds = time.perf_counter() - started
+            values = {"skipped_steps": engine.skipped_steps} if args.dtype == "fp16" else {}
+            log.step(step, passed, sums, seconds, lr=learning_rate, grad_norm=norm, **values)
+            at_end = number == len(plan) or step == total_steps
+            if at_end or (args.eval_interval and step % args.eval_interval == 0):
+                result = evaluate(engine, eval_batches, device)
+                log.evaluation(step, passed, result)
+            if step == total_steps:
+                return result
+    return result
+
+
+def run_step(args, engine, batches, device, step: int) -> tuple[torch.Tensor, float]:
+    """Forward and backward over the micro-batches of one step, then the optimiser.
+
+    Returns:
+        Sums over all ranks for RunLog.step, and the norm of the gradient.
+
+    Raises:
+        FloatingPointError: the loss is not finite; in fp16, the loss scaler skips such a step.
+    """
+    sums = torch.zeros(len(SUMS) + 2, dtype=torch.float64, device=device)
+    for micro_step in range(args.gradient_accumulation_steps):
+        batch = next(batches).to(device)
+        scores = engine(batch)
+        engine.backward(pairwise_loss(scores, batch.pairs, batch.weight))
+        sums[: len(SUMS)] += comparison_sums(scores.detach(), batch).sum(dim=0)
+        sums[-2] += batch.attention_mask.sum()
+        sums[-1] += batch.attention_mask.numel()
+        if micro_step < args.gradient_accumulation_steps - 1:
+            engine.step()  # only counts the micro-batch
+    distributed.sum_over_ranks(sums)
+    if not sums.isfinite().all() and args.dtype != "fp16":
+        raise FloatingPointError(
+            f"the loss is not finite at step {step}: lower --learning_rate, or check the data; "
+            "nothing was saved over what --output_dir held before"
+        )
+    return sums, step_engine(engine)
+
+
+def write_arguments(args, ds_config, counts) -> None:
+    """Write training_args.json: arguments, versions, git commit, counts of the data."""
+    if not distributed.is_main():
+        return
+    packages = ("torch", "deepspeed", "transformers", "datasets", "accelerate", "peft")
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    record = {
+        "arguments": vars(args),
+        "world_size": distributed.world_size(),
+        "global_batch_size": global_batch_size(args),
+        "deepspeed_config": ds_config,
+        "data": counts,
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "git_commit": commit.stdout.strip() or None,
+    }
+    os.makedirs(args.output_dir, exist_ok=True)
+    path = Path(args.output_dir) / "training_args.json"
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def show_plan(args, ds_config, encoder, rows, collate, counts) -> None:
+    """Print what a run would do, for --dry_run."""
+    batch = PlannedBatches(rows, evaluation_plan(np.ones(2), 2, 0, 1), collate)[0]
+    texts = encoder.tokenizer.batch_decode(batch.input_ids)
+    parts = {"arguments": vars(args), "DeepSpeed": ds_config, "data": counts}
+    for title, part in parts.items():
+        distributed.log(f"{title}: {json.dumps(part, indent=2)}")
+    distributed.log(
+        f"global batch: {global_batch_size(args)} comparisons, "
+        f"{count_steps(args, len(rows))} steps in all"
+    )
+    distributed.log(
+        f"one batch of {batch.input_ids.shape[0]} answers, pairs {batch.pairs.tolist()}:"
+    )
+    for number, (text, end) in enumerate(zip(texts, batch.end_index.tolist(), strict=True)):
+        token = encoder.tokenizer.decode(batch.input_ids.flatten()[end])
+        distributed.log(f"[{number}] scored at token {end} ({token}): {text!r}")
+
+
+def save(args, engine, encoder, counts, result) -> None:
+    """Write the model; every rank takes part in gathering its weights."""
+    state_dict = gather_weights(engine)
+    if distributed.is_main():
+        settings = asdict(encoder.settings)
+        card = model_card(args, settings, counts, result)
+        model = engine.module
+        hub.save_model(model, state_dict, encoder.tokenizer, settings, card, args.output_dir)
+    distributed.barrier()
+    if engine.skipped_steps:
+        distributed.log(f"{engine.skipped_steps} steps were skipped by the fp16 loss scaler")
+    distributed.log(f"model, metrics.jsonl and training_curves.png are in {args.output_dir}")
+
+
+if __name__ == "__main__":
+    try:
+        main(ARGS)
+    except (InputError, FloatingPointError) as error:
+        if distributed.is_main():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    finally:
+        distributed.finish()

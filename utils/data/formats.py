@@ -1,0 +1,144 @@
+"""One reader for each column layout: a row of a data set becomes a Comparison.
+
+A layout is recognised by its columns, never by the name of the data set.
+"""
+
+import math
+import os
+from collections.abc import Callable
+
+from utils.arguments import InputError
+from utils.data.comparison import Comparison, ranks_from_scores
+
+TURN = "\n\nAssistant:"
+
+Reader = Callable[[dict, str], Comparison]
+
+
+def find_reader(columns: list[str], path: str) -> Reader:
+    """The reader of a layout: `reader(row, source) -> Comparison`, ValueError for a bad row.
+
+    Args:
+        columns: the columns that the data set has.
+        path: the data set, for the error message.
+
+    Raises:
+        InputError: no known layout has these columns.
+    """
+    for layout, reader in LAYOUTS:
+        if set(layout) <= set(columns):
+            return reader
+    known = "; ".join("+".join(layout) for layout, _ in LAYOUTS)
+    raise InputError(
+        f"{path}: no known layout has the columns {', '.join(columns)}. Known layouts: {known}. "
+        "Rename the columns to one of these."
+    )
+
+
+def _read_pair(row, source):
+    """prompt, chosen, rejected: texts, or chat messages."""
+    prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
+    if isinstance(prompt, list) or isinstance(chosen, list) or isinstance(rejected, list):
+        return _from_conversations([_conversation(prompt, a) for a in (chosen, rejected)], source)
+    return Comparison(prompt, (chosen, rejected), (0, 1), source)
+
+
+def _read_transcripts(row, source):
+    """chosen, rejected: whole dialogues (Anthropic HH), or whole message lists."""
+    texts = (row["chosen"], row["rejected"])
+    if all(isinstance(text, list) for text in texts):
+        return _from_conversations(texts, source)
+    if not all(isinstance(text, str) for text in texts):
+        return Comparison("", texts, (0, 1), source)  # says what is wrong with the row
+    shared = os.path.commonprefix(texts)
+    start = shared.rfind(TURN)
+    cut = start + len(TURN) if start >= 0 else 0
+    return Comparison(shared[:cut], tuple(text[cut:] for text in texts), (0, 1), source)
+
+
+def _read_scored(row, source):
+    """prompt, responses, scores: K answers, the higher score is better."""
+    return Comparison(
+        row["prompt"], _list(row, "responses"), ranks_from_scores(_numbers(row, "scores")), source
+    )
+
+
+def _read_ranked(row, source):
+    """prompt, responses, ranks: K answers, the lower rank is better."""
+    ranks = ranks_from_scores([-rank for rank in _numbers(row, "ranks")])
+    return Comparison(row["prompt"], _list(row, "responses"), ranks, source)
+
+
+def _read_webgpt(row, source):
+    """openai/webgpt_comparisons: a question and two answers with scores."""
+    ranks = ranks_from_scores([_number(row, "score_0"), _number(row, "score_1")])
+    question = row["question"]
+    text = question.get("full_text") if isinstance(question, dict) else question
+    return Comparison(_user(text), (row["answer_0"], row["answer_1"]), ranks, source)
+
+
+def _read_shp(row, source):
+    """stanfordnlp/SHP: a post and two comments; labels is 1 where the first is preferred."""
+    if row["labels"] not in (0, 1):
+        raise ValueError(f"labels is {row['labels']!r}; expected 0 or 1")
+    answers = (row["human_ref_A"], row["human_ref_B"])
+    return Comparison(_user(row["history"]), answers, (1 - row["labels"], row["labels"]), source)
+
+
+# The first whose columns are all there reads the data set.
+LAYOUTS: tuple[tuple[tuple[str, ...], Reader], ...] = (
+    (("prompt", "responses", "ranks"), _read_ranked),
+    (("prompt", "responses", "scores"), _read_scored),
+    (("prompt", "chosen", "rejected"), _read_pair),
+    (("chosen", "rejected"), _read_transcripts),
+    (("question", "answer_0", "answer_1", "score_0", "score_1"), _read_webgpt),
+    (("history", "human_ref_A", "human_ref_B", "labels"), _read_shp),
+)
+
+
+def _user(text):
+    return [{"role": "user", "content": text}]
+
+
+def _conversation(prompt, response) -> list:
+    """The whole conversation, whether or not the response repeats the prompt's messages."""
+    before = _user(prompt) if isinstance(prompt, str) else prompt
+    after = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
+    if not isinstance(before, list) or not isinstance(after, list):
+        raise ValueError("the prompt or an answer is missing")
+    return after if after[: len(before)] == before else before + after
+
+
+def _from_conversations(conversations, source) -> Comparison:
+    """The messages that two conversations share are the prompt; what follows are the answers."""
+    length = 0
+    # An answer needs a message of its own, also where one conversation begins the other.
+    for first, second in zip(*(conversation[:-1] for conversation in conversations), strict=False):
+        if first != second:
+            break
+        length += 1
+    answers = [conversation[length:] for conversation in conversations]
+    plain = all(len(answer) == 1 and answer[0].get("role") == "assistant" for answer in answers)
+    if plain:
+        answers = [answer[0].get("content") for answer in answers]
+    return Comparison(conversations[0][:length], answers, (0, 1), source)
+
+
+def _list(row, column) -> list:
+    if not isinstance(row[column], list):
+        raise ValueError(f"{column} is {type(row[column]).__name__}; expected a list")
+    return row[column]
+
+
+def _numbers(row, column) -> list[float]:
+    return [_finite(value, column) for value in _list(row, column)]
+
+
+def _number(row, column) -> float:
+    return _finite(row[column], column)
+
+
+def _finite(value, column) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{column} has {value!r}; expected a finite number")
+    return value

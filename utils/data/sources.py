@@ -1,0 +1,264 @@
+"""Data sets on disk or on the hub become tokenised comparisons, split by prompt and counted."""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+
+from utils import distributed
+from utils.arguments import InputError
+from utils.data import comparison, formats, tokenization
+from utils.data.tokenization import MALFORMED, ComparisonTokenizer
+
+BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+COLUMNS = datasets.Features(
+    {
+        "index": datasets.Value("int64"),
+        "input_ids": datasets.List(datasets.List(datasets.Value("int32"))),
+        "answer_starts": datasets.List(datasets.Value("int32")),
+        "answers": datasets.List(datasets.Value("int32")),
+        "ranks": datasets.List(datasets.Value("int32")),
+        "dropped": datasets.Value("string"),
+        "problem": datasets.Value("string"),
+        "empty_answers": datasets.Value("int32"),
+        "long_answers": datasets.Value("int32"),
+        "truncated": datasets.Value("bool"),
+        "length": datasets.Value("int32"),
+        "source": datasets.Value("string"),
+        "prompt_key": datasets.Value("int64"),
+    }
+)
+
+
+def load_training_data(args, encoder: ComparisonTokenizer):
+    """Load the training and the evaluation comparisons that can train.
+
+    Returns:
+        Two `datasets.Dataset` with the columns COLUMNS, and their counts for
+        training_args.json.
+
+    Raises:
+        InputError: a source cannot be read, or nothing usable is left.
+    """
+    counts: dict[str, dict] = {"train": {}, "eval": {}}
+    train, evaluation = [], []
+    for path in args.data_path:
+        splits = load_source(path, encoder, args.data_output_path, args.num_workers)
+        rows = _usable(splits["train"], path, counts["train"])
+        if args.data_split:
+            keys = np.asarray(rows["prompt_key"])
+            rows = rows.select(split_by_prompt(keys, args.data_split, args.seed)[1])
+        if "test" in splits and not args.eval_data_path:
+            evaluation.append(_usable(splits["test"], f"{path} (test)", counts["eval"]))
+        elif not args.eval_data_path:
+            shares = [1 - args.eval_fraction, args.eval_fraction]
+            # The same prompts whatever the seed is, so that runs can be compared.
+            kept, held_out = split_by_prompt(np.asarray(rows["prompt_key"]), shares, seed=0)
+            evaluation.append(rows.select(held_out))
+            rows = rows.select(kept)
+        train.append(rows)
+    for path in args.eval_data_path or []:
+        splits = load_source(path, encoder, args.data_output_path, args.num_workers)
+        evaluation.append(_usable(splits.get("test", splits["train"]), path, counts["eval"]))
+    return *_joined(train, evaluation, args.data_path, counts), counts
+
+
+def load_source(
+    path: str, encoder: ComparisonTokenizer, cache_dir: str | None, num_workers: int = 1
+) -> dict[str, datasets.Dataset]:
+    """Read and tokenise one file, folder or hub data set.
+
+    Tokenised rows are cached without padding, under a key that covers the data, the tokenizer,
+    the settings and the code; the first process of each node makes them.
+
+    Args:
+        path: local path or hub name.
+        encoder: what turns comparisons into rows.
+        cache_dir: where the cache is kept; None takes that of datasets.
+        num_workers: processes that tokenise.
+
+    Returns:
+        "train", and "test" where the source has a test or validation split. All rows, also
+        those that cannot train: `dropped` says why.
+    """
+    if not distributed.is_main():
+        datasets.disable_progress_bars()
+    with distributed.first_on_node():
+        raw = _open(path, cache_dir)
+        return {
+            name: _tokenize(rows, path, encoder, num_workers) for name, rows in _splits(raw, path)
+        }
+
+
+def split_by_prompt(
+    prompt_keys: np.ndarray, shares: Sequence[float], seed: int
+) -> list[np.ndarray]:
+    """Split rows by prompt: all rows of a prompt fall into one share.
+
+    Args:
+        prompt_keys: int64 [n], equal for equal prompts.
+        shares: relative sizes, counted in prompts.
+        seed: of the shuffle.
+
+    Returns:
+        The row numbers of each share, ascending.
+    """
+    prompts, row_prompt = np.unique(prompt_keys, return_inverse=True)
+    place = np.random.default_rng(seed).permutation(len(prompts))
+    ends = np.round(np.cumsum(shares) / np.sum(shares) * len(prompts))
+    share_of_row = np.searchsorted(ends, place[row_prompt], side="right")
+    return [np.flatnonzero(share_of_row == share) for share in range(len(shares))]
+
+
+def describe(path: str, count: dict) -> str:
+    """One line on what was read from a source and what was dropped."""
+    line = f"{path}: {count['comparisons']:,} comparisons, {count['kept']:,} kept"
+    for reason, number in count["dropped"].items():
+        line += f", {number:,} dropped ({reason})"
+    for reason, number in count["dropped_answers"].items():
+        line += f", {number:,} answers left out ({reason})"
+    if count["truncated"]:
+        line += f", {count['truncated']:,} cut to fit"
+    return line
+
+
+def count_rows(rows: datasets.Dataset) -> dict:
+    """What was read from a source and what was dropped, with the first malformed row named."""
+    reasons = {
+        entry["values"]: entry["counts"]
+        for entry in pc.value_counts(rows.data.column("dropped")).to_pylist()
+    }
+    kept = reasons.pop("", 0)
+    answers = {
+        reason: number
+        for reason, column in (
+            (tokenization.EMPTY, "empty_answers"),
+            (tokenization.TOO_LONG, "long_answers"),
+        )
+        if (number := pc.sum(rows.data.column(column)).as_py())
+    }
+    if MALFORMED in reasons:
+        first = rows[pc.index(rows.data.column("dropped"), MALFORMED).as_py()]
+        number = reasons.pop(MALFORMED)
+        reasons[f"{MALFORMED}, first: row {first['index'] + 1}: {first['problem']}"] = number
+    return {
+        "comparisons": len(rows),
+        "kept": kept,
+        "dropped": reasons,
+        "dropped_answers": answers,
+        "truncated": pc.sum(rows.data.column("truncated")).as_py() or 0,
+    }
+
+
+def _usable(rows, path, counts) -> datasets.Dataset:
+    count = count_rows(rows)
+    counts[path] = count
+    distributed.log(describe(path, count))
+    if not count["kept"]:
+        raise InputError(f"no usable comparison in {describe(path, count)}")
+    return rows.select(np.flatnonzero(np.asarray(rows["dropped"]) == ""))
+
+
+def _joined(train, evaluation, paths, counts):
+    train, evaluation = (
+        datasets.concatenate_datasets(train),
+        datasets.concatenate_datasets(evaluation),
+    )
+    if not len(train) or not len(evaluation):
+        side = "training" if not len(train) else "evaluation"
+        raise InputError(
+            f"{', '.join(paths)}: no usable comparison is left for {side} after the split by "
+            "prompt; give more data, --eval_data_path, or another --eval_fraction or --data_split"
+        )
+    counts["train_comparisons"], counts["eval_comparisons"] = len(train), len(evaluation)
+    distributed.log(f"{len(train):,} comparisons to train, {len(evaluation):,} to evaluate")
+    return train, evaluation
+
+
+def _open(path: str, cache_dir: str | None) -> datasets.DatasetDict:
+    name = path.removesuffix(".gz")
+    builder = BUILDERS.get(os.path.splitext(name)[1].lower())
+    if os.path.isfile(path) and builder is None:
+        raise InputError(f"{path}: expected a file that ends in {', '.join(BUILDERS)} (or .gz)")
+    if not os.path.exists(path) and (builder or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)):
+        raise InputError(f"{path}: no such file or folder (--data_path, --eval_data_path)")
+    # Errors are reported below, by file and line.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        if os.path.isfile(path):
+            # A CSV answer that spells NA or null is an answer.
+            options = {"keep_default_na": False} if builder == "csv" else {}
+            return datasets.load_dataset(builder, data_files=path, cache_dir=cache_dir, **options)
+        return datasets.load_dataset(path, cache_dir=cache_dir)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise InputError(_find_fault(path, error)) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        if os.path.exists(path):
+            raise InputError(f"{path}: cannot be read: {reason}") from error
+        raise InputError(
+            f"{path}: neither a local path nor a data set that the hub gave: {reason}. "
+            "Without network, give a local file or folder"
+        ) from error
+
+
+def _splits(raw: datasets.DatasetDict, path: str):
+    if len(raw) == 1:
+        return [("train", next(iter(raw.values())))]
+    test = raw.get("test", raw.get("validation"))
+    if "train" not in raw:
+        raise InputError(f"{path}: has the splits {', '.join(raw)}; expected one named train")
+    return [("train", raw["train"])] + ([("test", test)] if test is not None else [])
+
+
+def _tokenize(rows, path, encoder: ComparisonTokenizer, num_workers) -> datasets.Dataset:
+    reader = formats.find_reader(rows.column_names, path)
+    name = Path(path).name.split(".")[0] if os.path.exists(path) else path
+    content = (
+        rows._fingerprint,
+        encoder.tokenizer.backend_tokenizer.to_str(),
+        str(encoder.tokenizer.chat_template),
+        json.dumps(asdict(encoder.settings)),
+        name,
+        *(Path(module.__file__).read_text() for module in (comparison, formats, tokenization)),
+    )
+    return rows.map(
+        encoder.read_rows,
+        batched=True,
+        with_indices=True,
+        fn_kwargs={"reader": reader, "source": name},
+        remove_columns=rows.column_names,
+        features=COLUMNS,
+        num_proc=num_workers if num_workers > 1 else None,
+        new_fingerprint=hashlib.blake2b("\0".join(content).encode(), digest_size=16).hexdigest(),
+        desc=f"Tokenising {name}",
+    )
+
+
+def _find_fault(path: str, error: Exception) -> str:
+    """Name the file and line that cannot be parsed."""
+    files = sorted(Path(path).rglob("*.json*")) if os.path.isdir(path) else [Path(path)]
+    for file in files:
+        if BUILDERS.get(file.with_name(file.name.removesuffix(".gz")).suffix) != "json":
+            continue
+        opener = gzip.open if file.suffix == ".gz" else open
+        parsed = 0
+        try:
+            with opener(file, "rt", encoding="utf-8") as lines:
+                for line in lines:
+                    if line.strip():
+                        json.loads(line)
+                    parsed += 1
+        except (ValueError, OSError, EOFError) as fault:
+            return f"{file}, line {parsed + 1}: {fault}; expected one JSON object a line"
+    reason = str(error.__cause__ or error).splitlines()[0]
+    return f"{path}: cannot be read as a table: {reason}"

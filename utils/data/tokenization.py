@@ -1,0 +1,327 @@
+"""Comparisons become token ids, with one stated truncation policy that counts what it drops."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jinja2
+
+from utils.arguments import InputError
+from utils.data.comparison import Comparison, ranked_pairs
+from utils.data.formats import TURN, Reader
+
+END_OF_TEXT = "<|endoftext|>"
+
+MALFORMED = "malformed"
+EMPTY = "empty answer"
+TOO_LONG = "longer than max_seq_len"
+TIED = "tied"
+IDENTICAL = "identical answers"
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Everything besides the tokenizer that decides how text becomes the tokens that are scored.
+
+    Saved in the model's config, so that scoring repeats what training did.
+
+    Attributes:
+        end_token: the token that ends every answer.
+        max_seq_len: longest sequence in tokens, all special tokens included.
+        overlength: truncate_prompt, drop or truncate_end (see main.py --help).
+        score_position: end, first_pad or mean (see main.py --help).
+        apply_chat_template: whether a text prompt is rendered as one user message.
+    """
+
+    end_token: str
+    max_seq_len: int = 512
+    overlength: str = "truncate_prompt"
+    score_position: str = "end"
+    apply_chat_template: bool = False
+
+
+def prepare_tokenizer(tokenizer, add_eot_token: bool) -> tuple[str, list[str]]:
+    """Make sure that the tokenizer has an end token and a padding token that differs from it.
+
+    A padding token equal to the end token would make Transformers' own pooling pass over the end
+    of the answer.
+
+    Returns:
+        The end token, and sentences about what was changed.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{tokenizer.name_or_path}: {type(tokenizer).__name__} is a slow tokenizer; "
+            "expected one with a tokenizer.json"
+        )
+    notes = []
+    if add_eot_token:
+        tokenizer.add_tokens([END_OF_TEXT], special_tokens=True)
+    end = END_OF_TEXT if add_eot_token else tokenizer.eos_token
+    if end is None:
+        raise InputError(
+            f"{tokenizer.name_or_path}: the tokenizer has no end token (eos_token); "
+            "set one in its tokenizer_config.json, or give --add_eot_token"
+        )
+    if tokenizer.pad_token is None or tokenizer.pad_token == end:
+        found = "no padding token" if tokenizer.pad_token is None else f"the end token {end} for it"
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+        notes.append(f"the tokenizer has {found}: padding is {tokenizer.pad_token_id} (<pad>)")
+    tokenizer.padding_side = "right"
+    return end, notes
+
+
+def leading_special_ids(tokenizer) -> list[int]:
+    """The special tokens that the tokenizer puts before every text."""
+    with_special = tokenizer("x").input_ids
+    plain = tokenizer("x", add_special_tokens=False).input_ids
+    for start in range(len(with_special) - len(plain) + 1):
+        if with_special[start : start + len(plain)] == plain:
+            return with_special[:start]
+    return []
+
+
+def check_num_padding_at_beginning(tokenizer, end_token: str, given: int | None) -> int:
+    """How many leading tokens carry the id of the padding or end token.
+
+    Raises:
+        InputError: the command line says another number.
+    """
+    lookalikes = {tokenizer.pad_token_id, tokenizer.convert_tokens_to_ids(end_token)}
+    found = sum(token in lookalikes for token in leading_special_ids(tokenizer))
+    if given is not None and given != found:
+        raise InputError(
+            f"--num_padding_at_beginning is {given}, but {tokenizer.name_or_path} puts {found} "
+            f"such tokens before a text: give {found} or leave the flag out"
+        )
+    return found
+
+
+class ComparisonTokenizer:
+    """Turns comparisons into rows of token ids.
+
+    Args:
+        tokenizer: a fast Transformers tokenizer that `prepare_tokenizer` has seen.
+        settings: how text becomes tokens.
+    """
+
+    def __init__(self, tokenizer, settings: TextSettings):
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.leading_ids = leading_special_ids(tokenizer)
+        # With first_pad, the padding token that is scored is a part of the sequence.
+        self.end_ids = [tokenizer.convert_tokens_to_ids(settings.end_token)]
+        if settings.score_position == "first_pad":
+            self.end_ids.append(tokenizer.pad_token_id)
+        special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+        self.special = re.compile("|".join(map(re.escape, special)))
+
+    def read_rows(
+        self, columns: dict[str, list], numbers: list[int], reader: Reader, source: str
+    ) -> dict[str, list]:
+        """Tokenise a batch of a data set's rows; `datasets.Dataset.map` calls it.
+
+        Args:
+            columns: column name -> values.
+            numbers: the rows' numbers in the data set, counted from 0.
+            reader: what makes a comparison of a row (formats.py).
+            source: name of the source for rows that have no source or subset column.
+
+        Returns:
+            The columns that `rows` describes, and `index`, the rows' numbers.
+        """
+        comparisons, problems = [], []
+        for values in zip(*columns.values(), strict=True):
+            row = dict(zip(columns, values, strict=True))
+            name = row.get("source") or row.get("subset")
+            try:
+                comparisons.append(reader(row, name if isinstance(name, str) else source))
+                problems.append("")
+            except ValueError as error:
+                comparisons.append(None)
+                problems.append(str(error))
+        good = iter(self.rows([c for c in comparisons if c is not None]))
+        rows = [
+            _dropped_row(MALFORMED, source, problem) if comparison is None else next(good)
+            for comparison, problem in zip(comparisons, problems, strict=True)
+        ]
+        table = {name: [row[name] for row in rows] for name in _dropped_row("", "")}
+        return {"index": numbers, **table}
+
+    def rows(self, comparisons: Sequence[Comparison]) -> list[dict]:
+        """Tokenise comparisons.
+
+        Returns:
+            A dict for each comparison, with
+            input_ids: the sequence of each answer that is kept, prompt and end token included;
+            answer_starts: where in it the answer begins;
+            answers: which of the K answers these are; ranks: of all K;
+            dropped: why the comparison cannot train, "" if it can; problem: what is malformed;
+            empty_answers, long_answers: answers that are not kept;
+            truncated: whether the policy cut something; length: tokens of the longest sequence;
+            source; prompt_key: a hash that equal prompts share.
+        """
+        rows, texts = [], []
+        for comparison in comparisons:
+            try:
+                rendered = [self._render(comparison.prompt, r) for r in comparison.responses]
+            except jinja2.TemplateError as error:
+                rows.append(_dropped_row(MALFORMED, comparison.source, f"chat template: {error}"))
+                continue
+            row = _dropped_row("", comparison.source)
+            row["answers"] = [i for i, (text, start, _) in enumerate(rendered) if text[start:]]
+            row["ranks"] = list(comparison.ranks)
+            row["empty_answers"] = len(rendered) - len(row["answers"])
+            row["prompt_key"] = _prompt_key(comparison.prompt)
+            texts.extend(rendered[i] for i in row["answers"])
+            rows.append(row)
+        encoded = iter(self._encode(texts))
+        for row in rows:
+            self._fit(row, [next(encoded) for _ in row["answers"]])
+        return rows
+
+    def _render(self, prompt, response) -> tuple[str, int, bool]:
+        """The full text, where the answer starts in it, and whether a chat template wrote it."""
+        if isinstance(prompt, str) and self.settings.apply_chat_template:
+            prompt = [{"role": "user", "content": prompt}]
+        if isinstance(prompt, str):
+            # Without white space at the seam, the last word of the prompt and the first of the
+            # answer would become one.
+            seam = " " if prompt and not prompt[-1].isspace() and not response[:1].isspace() else ""
+            return _skip_space(prompt + seam + response, len(prompt)) + (False,)
+        if isinstance(response, str):
+            response = [{"role": "assistant", "content": response}]
+        if not self.tokenizer.chat_template:
+            before = _transcript(prompt) + TURN
+            return _skip_space(_transcript(prompt + response), len(before)) + (False,)
+        before = self._apply_template(prompt, add_generation_prompt=True)
+        text = self._apply_template(prompt + response)
+        if not text.startswith(before):
+            before = self._apply_template(prompt)
+        # The end token is appended as an id; the template's own would make it two.
+        text = text.rstrip().removesuffix(self.settings.end_token)
+        return _skip_space(text, min(len(before), len(text))) + (True,)
+
+    def _apply_template(self, messages, add_generation_prompt=False) -> str:
+        # Only the template itself may write special tokens: in a message, an invisible space
+        # breaks their spelling.
+        safe = [{**m, "content": self.special.sub(_break_spelling, m["content"])} for m in messages]
+        return self.tokenizer.apply_chat_template(
+            safe, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    def _encode(self, texts: Sequence[tuple[str, int, bool]]) -> list[tuple[list[int], int]]:
+        """Token ids with leading and end tokens, and the token at which the answer starts."""
+        encoded: list = [None] * len(texts)
+        for chat in (False, True):
+            numbers = [i for i, text in enumerate(texts) if text[2] == chat]
+            if not numbers:
+                continue
+            # Text from the data never becomes a special token; what a chat template writes does.
+            batch = self.tokenizer(
+                [texts[i][0] for i in numbers],
+                add_special_tokens=False,
+                split_special_tokens=not chat,
+                return_attention_mask=False,
+            )
+            leading = [] if chat else self.leading_ids
+            for row, i in enumerate(numbers):
+                start = batch.char_to_token(row, texts[i][1])
+                ids = batch.input_ids[row]
+                start = len(ids) if start is None else start
+                encoded[i] = (leading + ids + self.end_ids, len(leading) + start)
+        return encoded
+
+    def _fit(self, row: dict, encoded: list[tuple[list[int], int]]) -> None:
+        """Apply the truncation policy to one comparison and say whether it can train."""
+        sequences, starts = [list(ids) for ids, _ in encoded], [start for _, start in encoded]
+        excess = [len(ids) - self.settings.max_seq_len for ids in sequences]
+        if sequences and max(excess) > 0:
+            row["truncated"] = True
+            if self.settings.overlength == "truncate_prompt":
+                self._cut_prompt(row, sequences, starts, excess)
+            elif self.settings.overlength == "truncate_end":
+                keep = self.settings.max_seq_len - len(self.end_ids)
+                sequences = [
+                    ids[:keep] + self.end_ids if over > 0 else ids
+                    for ids, over in zip(sequences, excess, strict=True)
+                ]
+                starts = [min(start, keep) for start in starts]
+            else:
+                row["long_answers"] = len(sequences)
+                row["answers"], sequences, starts = [], [], []
+        row["input_ids"], row["answer_starts"] = sequences, starts
+        row["length"] = max(map(len, sequences), default=0)
+        row["dropped"] = row["dropped"] or _why_unusable(row)
+
+    def _cut_prompt(self, row, sequences, starts, excess) -> None:
+        """Cut the same tokens from the left of the prompt of every answer, in place.
+
+        The leading special token stays. An answer that does not fit without any prompt is
+        not kept.
+        """
+        head = len(self.leading_ids)
+        if sequences[0][:1] == [self.tokenizer.bos_token_id]:
+            head = max(head, 1)
+        room = max(min(starts) - head, 0)
+        kept = [i for i, over in enumerate(excess) if over <= room]
+        row["long_answers"] = len(sequences) - len(kept)
+        row["answers"] = [row["answers"][i] for i in kept]
+        cut = max((excess[i] for i in kept), default=0)
+        cut = max(cut, 0)
+        sequences[:] = [sequences[i][:head] + sequences[i][head + cut :] for i in kept]
+        starts[:] = [starts[i] - cut for i in kept]
+
+
+def _dropped_row(reason: str, source: str, problem: str = "") -> dict:
+    return {
+        "input_ids": [],
+        "answer_starts": [],
+        "answers": [],
+        "ranks": [],
+        "dropped": reason,
+        "problem": problem,
+        "empty_answers": 0,
+        "long_answers": 0,
+        "truncated": False,
+        "length": 0,
+        "source": source,
+        "prompt_key": 0,
+    }
+
+
+def _why_unusable(row: dict) -> str:
+    if len(row["answers"]) < 2:
+        if row["empty_answers"]:
+            return EMPTY
+        return TOO_LONG if row["long_answers"] else "fewer than two answers"
+    ranks = [row["ranks"][i] for i in row["answers"]]
+    if len(set(ranks)) == 1:
+        return TIED
+    return "" if len(ranked_pairs(ranks, row["input_ids"])) else IDENTICAL
+
+
+def _prompt_key(prompt) -> int:
+    text = (
+        prompt.strip()
+        if isinstance(prompt, str)
+        else repr([(m["role"], m["content"]) for m in prompt])
+    )
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def _skip_space(text: str, start: int) -> tuple[str, int]:
+    """Move the start of the answer to its first visible character; the text's end if none."""
+    return text, len(text) - len(text[start:].lstrip())
+
+
+def _transcript(messages) -> str:
+    """Render messages as Anthropic's HH transcripts do; other roles stand without a name."""
+    names = {"user": "\n\nHuman: ", "assistant": TURN + " "}
+    return "".join(names.get(m["role"], "\n\n") + m["content"].strip() for m in messages)
+
+
+def _break_spelling(match: re.Match) -> str:
+    return match.group()[0] + "\u200b" + match.group()[1:]

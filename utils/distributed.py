@@ -1,0 +1,109 @@
+"""Processes: who I am, starting the group, sums over ranks, printing once."""
+
+import os
+import socket
+import sys
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+
+def initialize(local_rank: int = -1) -> torch.device:
+    """Join the process group, or make one of a single process, and return this rank's device.
+
+    deepspeed, torchrun and Slurm wrappers set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+    MASTER_PORT; plain `python main.py` has none of them.
+
+    Args:
+        local_rank: the launcher's --local_rank; -1 takes the environment's LOCAL_RANK.
+    """
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+        os.environ["MASTER_PORT"] = str(_free_port())
+    if local_rank >= 0:
+        os.environ.setdefault("LOCAL_RANK", str(local_rank))
+
+    import deepspeed
+
+    if on_cpu:
+        # DeepSpeed would compile its shared-memory reduction at every first start: that needs a
+        # compiler and over a minute. gloo does the same work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    deepspeed.init_distributed(verbose=False)
+    return device
+
+
+def finish() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process among all; 0 before the group exists."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes."""
+    return rank() == 0
+
+
+def log(message: str) -> None:
+    """Print on the first rank."""
+    if is_main():
+        tqdm.write(message)  # does not tear a progress bar
+        sys.stdout.flush()
+
+
+def progress(iterable=None, **options) -> tqdm:
+    """A progress bar on the first rank; in a log file it writes a line only now and then."""
+    if not sys.stderr.isatty():
+        options = {"mininterval": 10, "delay": 5, **options}
+    return tqdm(iterable, disable=not is_main(), dynamic_ncols=True, **options)
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sum a tensor over all ranks, in place; every rank gets the sum."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@contextmanager
+def first_on_node():
+    """Run the body on each node's first process, then on the others, which find its files."""
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if not first:
+        barrier()
+    try:
+        yield
+    finally:
+        if first:
+            barrier()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

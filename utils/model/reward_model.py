@@ -1,0 +1,54 @@
+"""A causal language model with a scalar head: a batch in, one score an answer out."""
+
+import inspect
+
+import torch
+from torch import nn
+
+from utils.data.batching import Batch
+
+
+class RewardModel(nn.Module):
+    """Scores the answers of a batch with a Transformers sequence-classification model.
+
+    The head sees the hidden state at the positions that the batch names, so that nobody searches
+    for padding. Families whose head is more than a linear layer `score` (encoders such as
+    DeBERTa) pool by themselves.
+
+    Args:
+        model: an AutoModelForSequenceClassification with one label.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.pools_itself = not isinstance(getattr(model, "score", None), nn.Module)
+        known = inspect.signature(self.backbone.forward).parameters
+        self.takes_positions = "position_ids" in known
+        self.takes_cache = "use_cache" in known
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The language model without a head."""
+        return getattr(self.model, self.model.base_model_prefix)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Score a batch.
+
+        Returns:
+            float32 [N], one score an answer.
+        """
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if self.pools_itself:
+            return self.model(**inputs).logits[:, 0].float()
+        if self.takes_positions:
+            inputs["position_ids"] = batch.position_ids
+        if self.takes_cache:
+            inputs["use_cache"] = False
+        hidden = self.backbone(**inputs).last_hidden_state.flatten(0, 1)
+        if batch.mean_index is None:
+            return self.model.score(hidden[batch.end_index])[:, 0].float()
+        values = self.model.score(hidden[batch.mean_index])[:, 0].float()
+        counts = torch.bincount(batch.mean_answer, minlength=len(batch.end_index))
+        sums = torch.zeros_like(counts, dtype=values.dtype)
+        return sums.index_add(0, batch.mean_answer, values) / counts

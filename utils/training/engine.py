@@ -1,0 +1,149 @@
+"""From the command line to a DeepSpeed engine."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from utils.arguments import InputError
+from utils.model.adapters import merge_lora
+from utils.training.optimizer import build_optimizer, build_scheduler, parameter_groups
+
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+
+def resolve_precision(args, device: torch.device) -> list[str]:
+    """Fill in --dtype, and the ZeRO stage that bf16 needs; returns sentences that say so.
+
+    Raises:
+        InputError: fp16 was asked for on a CPU.
+    """
+    notes = []
+    if args.dtype is None:
+        if device.type == "cpu":
+            args.dtype = "fp32"
+        else:
+            args.dtype = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        notes.append(f"--dtype is not given: {args.dtype} on this {device.type.upper()}")
+    if args.dtype == "fp16" and device.type == "cpu":
+        raise InputError("--dtype fp16 needs a GPU: on a CPU give fp32 (the default) or bf16")
+    if args.dtype == "bf16" and args.zero_stage == 0:
+        # In stage 0 DeepSpeed takes an optimiser step on zero gradients when it starts.
+        args.zero_stage = 1
+        notes.append("bf16 runs with --zero_stage 1: DeepSpeed's stage 0 is inexact with bf16")
+    return notes
+
+
+def deepspeed_config(args, world_size: int) -> dict:
+    """The DeepSpeed configuration that the arguments mean; a pure function.
+
+    --deepspeed_config is merged over it, entry by entry.
+
+    Raises:
+        InputError: the file cannot be read or contradicts the flags for batch sizes.
+    """
+    zero: dict = {"stage": args.zero_stage}
+    if args.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if args.zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    if args.zero_stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size
+    config = {
+        "train_batch_size": batch_size,
+        "train_micro_batch_size_per_gpu": args.per_device_train_batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "gradient_clipping": args.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": args.offload and torch.cuda.is_available(),
+        "bf16": {"enabled": args.dtype == "bf16"},
+        "fp16": {"enabled": args.dtype == "fp16"},
+        "steps_per_print": None,
+        "tensorboard": {
+            "enabled": args.enable_tensorboard,
+            "output_path": args.tensorboard_path or str(Path(args.output_dir) / "tensorboard"),
+            "job_name": "reward_model",
+        },
+    }
+    if args.deepspeed_config:
+        _merge(config, _read_config(args.deepspeed_config, config))
+    return config
+
+
+def build_engine(model: torch.nn.Module, config: dict, args, total_steps: int):
+    """Hand the model to DeepSpeed; an optimizer or scheduler in the config file takes precedence.
+
+    Returns:
+        The DeepSpeed engine.
+    """
+    import deepspeed
+
+    groups = parameter_groups(model, args)
+    own_optimizer = "optimizer" not in config
+    own_scheduler = "scheduler" not in config
+    schedule = partial(build_scheduler, args=args, total_steps=total_steps)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=groups,
+        optimizer=build_optimizer(groups, args.offload) if own_optimizer else None,
+        lr_scheduler=schedule if own_scheduler else None,
+        config=config,
+    )
+    return engine
+
+
+def gather_weights(engine) -> dict[str, torch.Tensor]:
+    """All weights by the names of the Transformers model, adapters merged; every rank calls it.
+
+    In stage 3 the first rank alone gets them, the others an empty dict.
+    """
+    if engine.zero_optimization_partition_weights():
+        state = engine._zero3_consolidated_16bit_state_dict() or {}
+    else:
+        state = engine.module.state_dict()
+    return merge_lora({name.removeprefix("model."): weight for name, weight in state.items()})
+
+
+def step_engine(engine) -> float:
+    """Let the optimiser step, and return the norm of all gradients before clipping."""
+    norm = None
+    if engine.zero_optimization_stage() == 0:  # DeepSpeed tells the norm in the other stages
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+    engine.step()
+    told = engine.get_global_grad_norm()
+    return float(norm if told is None else told)
+
+
+def _read_config(path: str, config: dict) -> dict:
+    try:
+        given = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--deepspeed_config {path}: cannot be read as JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise InputError(f"--deepspeed_config {path}: expected a JSON object")
+    for key in ("optimizer", "scheduler"):
+        if '"auto"' in json.dumps(given.get(key)):
+            raise InputError(
+                f"--deepspeed_config {path}: {key} has the value auto: give numbers there, or "
+                "leave the entry out, so that the flags decide"
+            )
+    for key in BATCH_KEYS:
+        if given.get(key, "auto") not in ("auto", config[key]):
+            raise InputError(
+                f"--deepspeed_config {path}: {key} is {given[key]}, but the flags make it "
+                f"{config[key]}: change --per_device_train_batch_size or "
+                "--gradient_accumulation_steps, or leave the entry out"
+            )
+    return given
+
+
+def _merge(config: dict, given: dict) -> None:
+    """Write the entries of `given` over those of `config`; "auto" keeps what stands there."""
+    for key, value in given.items():
+        if isinstance(value, dict):
+            _merge(config.setdefault(key, {}), value)
+        elif value != "auto":
+            config[key] = value

@@ -1,0 +1,141 @@
+"""What a run tells: progress bar, metrics.jsonl, TensorBoard, curves."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from utils import distributed
+from utils.evaluation.metrics import SUMS, summarize
+
+
+class RunLog:
+    """Writes a line of metrics.jsonl every so many steps and one an evaluation.
+
+    Args:
+        args: output_dir and logging_steps count.
+        total_steps: steps of the whole run, for the progress bar.
+        monitor: DeepSpeed's monitor, which writes TensorBoard events.
+    """
+
+    def __init__(self, args, total_steps: int, monitor):
+        self.file = Path(args.output_dir) / "metrics.jsonl"
+        self.logging_steps = args.logging_steps
+        self.monitor = monitor
+        self.lines: list[dict] = []
+        self.sums: torch.Tensor | int = 0
+        self.seconds = 0.0
+        self.bar = distributed.progress(total=total_steps, desc="Training")
+        if distributed.is_main():
+            self.file.write_text("", encoding="utf-8")
+
+    def step(self, step: int, epoch: float, sums: torch.Tensor, seconds: float, **values) -> None:
+        """Count a step; every `logging_steps` of them become a line.
+
+        Args:
+            step: number of the step, counted from 1.
+            epoch: passes over the data so far.
+            sums: float64 [10] over all ranks: metrics.SUMS, tokens, tokens with padding.
+            seconds: duration of the step.
+            values: more entries of the line, such as lr.
+        """
+        self.bar.update()
+        self.sums = self.sums + sums
+        self.seconds += seconds
+        if step % self.logging_steps and step != self.bar.total:
+            return
+        result = summarize(self.sums[: len(SUMS)])
+        tokens, slots = self.sums[len(SUMS) :].tolist()
+        rates = {
+            "comparisons_per_second": result["comparisons"] / self.seconds,
+            "tokens_per_second": tokens / self.seconds,
+            "padding_fraction": 1 - tokens / slots,
+        }
+        shown = {name: result[name] for name in ("loss", "accuracy", "margin")}
+        self._write({"step": step, "epoch": epoch, **shown, **values, **rates}, "train")
+        self.bar.set_postfix(
+            loss=f"{result['loss']:.3f}",
+            accuracy=f"{result['accuracy']:.3f}",
+            pairs_per_second=f"{result['pairs'] / self.seconds:.1f}",
+        )
+        self.sums, self.seconds = 0, 0.0
+
+    def evaluation(self, step: int, epoch: float, result: dict) -> None:
+        """Write and print the result of an evaluation (metrics.summarize)."""
+        values = {f"eval_{name}": value for name, value in result.items()}
+        self._write({"step": step, "epoch": epoch, **values}, "eval")
+        distributed.log(
+            f"step {step}, epoch {epoch:.2f}: evaluation loss {result['loss']:.4f}, accuracy "
+            f"{result['accuracy']:.4f} of {result['pairs']:,} pairs ({result['ties']:,} ties), "
+            f"margin {result['margin']:.3f}, better {result['better_score']:.3f}, "
+            f"worse {result['worse_score']:.3f}"
+        )
+
+    def finish(self) -> None:
+        """Close the progress bar and draw the curves."""
+        self.bar.close()
+        if distributed.is_main():
+            draw_curves(self.lines, self.file.with_name("training_curves.png"))
+
+    def _write(self, line: dict, group: str) -> None:
+        self.lines.append(line)
+        if distributed.is_main():
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({k: _finite(v) for k, v in line.items()}) + "\n")
+        if self.monitor.enabled:
+            names = [name for name in line if name not in ("step", "epoch")]
+            self.monitor.write_events(
+                [(f"{group}/{n.removeprefix('eval_')}", line[n], line["step"]) for n in names]
+            )
+
+
+def draw_curves(lines: list[dict], path: Path) -> None:
+    """Draw loss, accuracy, margin and learning rate against the step, as a PNG.
+
+    Args:
+        lines: the lines of metrics.jsonl.
+        path: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    panels = (
+        ("loss", "loss (nats a pair)"),
+        ("accuracy", "accuracy (share of pairs)"),
+        ("margin", "margin (better minus worse score)"),
+        ("lr", "learning rate"),
+    )
+    for axes, (name, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        train = [(line["step"], line[name]) for line in lines if name in line]
+        evaluation = [(ln["step"], ln[f"eval_{name}"]) for ln in lines if f"eval_{name}" in ln]
+        if train:
+            steps, values = zip(*train, strict=True)
+            axes.plot(steps, values, color="#9ecae1", linewidth=1)
+            if name == "lr":
+                axes.lines[-1].set(color="#08519c", linewidth=1.5)
+            else:
+                axes.plot(steps, _smooth(values), color="#08519c", label="training (smoothed)")
+        if evaluation:
+            steps, values = zip(*evaluation, strict=True)
+            axes.plot(steps, values, color="#d94801", marker="o", label="evaluation")
+        axes.set(xlabel="step", ylabel=label)
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+        if name != "lr":
+            axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def _finite(value):
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _smooth(values, keep: float = 0.9) -> list[float]:
+    """Exponential moving average, corrected for its start."""
+    smoothed, mean, mass = [], 0.0, 0.0
+    for value in values:
+        mean, mass = keep * mean + (1 - keep) * value, keep * mass + (1 - keep)
+        smoothed.append(mean / mass)
+    return smoothed

@@ -1,0 +1,49 @@
+"""Decay groups, the optimiser and its schedule."""
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+BETAS = (0.9, 0.95)  # DeepSpeed-Chat's
+
+
+def parameter_groups(model: nn.Module, args) -> list[dict]:
+    """Group what trains: decayed or not (biases and norms), adapters or not.
+
+    Args:
+        model: whose parameters are grouped.
+        args: weight_decay, learning_rate and lora_learning_rate count.
+    """
+    groups: dict[tuple[bool, bool], list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            # ZeRO-3 hides the shape of a parameter that is spread over ranks.
+            is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+            groups.setdefault((is_matrix, "lora_" in name), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": args.weight_decay if is_matrix else 0.0,
+            "lr": args.lora_learning_rate if is_lora else args.learning_rate,
+        }
+        for (is_matrix, is_lora), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def build_optimizer(groups: list[dict], offload: bool) -> torch.optim.Optimizer:
+    """AdamW: torch's fused one, or DeepSpeed's for states in CPU memory beside a GPU."""
+    if offload and torch.cuda.is_available():
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, betas=BETAS)
+    return torch.optim.AdamW(groups, betas=BETAS, fused=True)
+
+
+def build_scheduler(optimizer, args, total_steps: int):
+    """The learning-rate schedule over `total_steps` optimiser steps, warm-up included."""
+    return get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=args.num_warmup_steps or round(args.warmup_ratio * total_steps),
+        num_training_steps=total_steps,
+    )
