@@ -8,13 +8,9 @@
 """
 
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 from utils.arguments import InputError, parse_training_arguments
@@ -48,12 +44,14 @@ from utils.training.engine import (
     resolve_precision,
     step_engine,
 )
-from utils.training.log import RunLog
+from utils.training.log import RunLog, write_arguments
 from utils.training.loss import pairwise_loss
 
 
 def main(args) -> None:
     """Train as the command line says: data, model, engine, loop, save."""
+    transformers.utils.logging.set_verbosity_error()  # hub.py reports what loading finds
+    transformers.utils.logging.disable_progress_bar()
     check_output_dir(args)
     device = distributed.initialize(args.local_rank)
     for note in resolve_precision(args, device):
@@ -67,7 +65,7 @@ def main(args) -> None:
     if args.dry_run:
         show_plan(args, ds_config, encoder, train_rows, collate, counts)
         return
-    write_arguments(args, ds_config, counts)
+    write_arguments(args, ds_config, counts, global_batch_size(args))
     total_steps = count_steps(args, len(train_rows))
     engine = build_model_and_engine(args, config, encoder.tokenizer, ds_config, total_steps)
     eval_batches = evaluation_batches(args, eval_rows, collate)
@@ -232,28 +230,6 @@ def run_step(args, engine, batches, device, step: int) -> tuple[torch.Tensor, fl
             "nothing was saved over what --output_dir held before"
         )
     return sums, step_engine(engine)
-
-
-def write_arguments(args, ds_config, counts) -> None:
-    """Write training_args.json: arguments, versions, git commit, counts of the data."""
-    if not distributed.is_main():
-        return
-    packages = ("torch", "deepspeed", "transformers", "datasets", "accelerate", "peft")
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    record = {
-        "arguments": vars(args),
-        "world_size": distributed.world_size(),
-        "global_batch_size": global_batch_size(args),
-        "deepspeed_config": ds_config,
-        "data": counts,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-        "git_commit": commit.stdout.strip() or None,
-    }
-    os.makedirs(args.output_dir, exist_ok=True)
-    path = Path(args.output_dir) / "training_args.json"
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def show_plan(args, ds_config, encoder, rows, collate, counts) -> None:

@@ -58,7 +58,7 @@ def prepare_tokenizer(tokenizer, add_eot_token: bool) -> tuple[str, list[str]]:
     notes = []
     if add_eot_token:
         tokenizer.add_tokens([END_OF_TEXT], special_tokens=True)
-    end = END_OF_TEXT if add_eot_token else tokenizer.eos_token
+    end = END_OF_TEXT if add_eot_token else tokenizer.eos_token or tokenizer.sep_token
     if end is None:
         raise InputError(
             f"{tokenizer.name_or_path}: the tokenizer has no end token (eos_token); "

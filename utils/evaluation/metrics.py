@@ -1,9 +1,9 @@
 """What scores are worth: accuracy, ties, margins, loss. Sums first, so that ranks can add them."""
 
 import torch
+from torch.nn.functional import logsigmoid
 
 from utils.data.batching import Batch
-from utils.training.loss import pair_losses
 
 SUMS = ("comparisons", "loss", "pairs", "correct", "ties", "margin", "better", "worse")
 
@@ -16,8 +16,8 @@ def comparison_sums(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
         batch: its pairs count; of its weights only whether they are 0.
 
     Returns:
-        float64 [C, 8], the columns of SUMS. `loss` is the mean over the pairs of the comparison;
-        the others are sums over its pairs. Equal scores are half correct.
+        float64 [C, 8], the columns of SUMS. `loss` is the Bradley-Terry loss, its mean over the
+        pairs; the others are sums over the pairs. Equal scores are half correct.
     """
     owner = torch.arange(len(batch.pair_counts), device=scores.device)
     owner = owner.repeat_interleave(batch.pair_counts)
@@ -26,7 +26,7 @@ def comparison_sums(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
     ties = (better == worse).double()
     columns = [
         share,
-        share * pair_losses(scores, batch.pairs),
+        -share * logsigmoid(better - worse),
         torch.ones_like(share),
         (better > worse) + 0.5 * ties,
         ties,

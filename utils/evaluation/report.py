@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -39,12 +40,12 @@ def print_scores(prompt: str, labelled: Sequence[tuple[str, str, float]]) -> Non
 
 def print_results(results: dict[str, dict]) -> None:
     """Print metrics (metrics.summarize) by source, one row each."""
-    table = Table()
-    table.add_column("source")
-    for _, title, _ in METRICS:
-        table.add_column(title, justify="right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("source", overflow="fold")
+    for _, title, _ in METRICS[1:]:
+        table.add_column(title, justify="right", no_wrap=True)
     for source, result in results.items():
-        table.add_row(Text(source), *(form.format(result[name]) for name, _, form in METRICS))
+        table.add_row(Text(source), *(form.format(result[name]) for name, _, form in METRICS[1:]))
     Console().print(table)
 
 

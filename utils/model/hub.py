@@ -79,7 +79,6 @@ def load_model(
         InputError: the family has no scalar head, or weights are missing, left over or misshapen.
     """
     config.num_labels = 1
-    config.pad_token_id = tokenizer.pad_token_id
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
@@ -96,6 +95,7 @@ def load_model(
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         notes.append(f"the embeddings grew to the tokenizer's {len(tokenizer)} tokens")
+    model.config.pad_token_id = tokenizer.pad_token_id
     return RewardModel(model), notes
 
 

@@ -38,7 +38,7 @@ class RewardModel(nn.Module):
         Returns:
             float32 [N], one score an answer.
         """
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask.long()}
         if self.pools_itself:
             return self.model(**inputs).logits[:, 0].float()
         if self.takes_positions:

@@ -2,12 +2,36 @@
 
 import json
 import math
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from utils import distributed
 from utils.evaluation.metrics import SUMS, summarize
+
+PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "accelerate", "peft")
+
+
+def write_arguments(args, ds_config: dict, counts: dict, global_batch_size: int) -> None:
+    """Write training_args.json: arguments, versions, git commit, counts of the data."""
+    if not distributed.is_main():
+        return
+    record = {
+        "arguments": vars(args),
+        "world_size": distributed.world_size(),
+        "global_batch_size": global_batch_size,
+        "deepspeed_config": ds_config,
+        "data": counts,
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "git_commit": _git_commit(),
+    }
+    path = Path(args.output_dir) / "training_args.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 class RunLog:
@@ -125,6 +149,14 @@ def draw_curves(lines: list[dict], path: Path) -> None:
         if name != "lr":
             axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
+
+
+def _git_commit() -> str | None:
+    """The commit of this checkout; None outside of one."""
+    if not shutil.which("git"):
+        return None
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
 def _finite(value):

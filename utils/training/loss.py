@@ -4,32 +4,19 @@ import torch
 from torch.nn.functional import logsigmoid
 
 
-def pair_losses(scores: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-    """Bradley-Terry loss of each pair: -log sigmoid(better - worse), in fp32.
-
-    Args:
-        scores: float [N].
-        pairs: int64 [P, 2], numbers of the better and the worse answer.
-
-    Returns:
-        float32 [P].
-    """
-    better, worse = scores.float()[pairs].unbind(dim=1)
-    return -logsigmoid(better - worse)
-
-
 def pairwise_loss(scores: torch.Tensor, pairs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The weighted sum of the losses of all pairs.
+    """Bradley-Terry loss: the weighted sum of -log sigmoid(better - worse), in fp32.
 
     With weights of 1 / (pairs of the comparison * comparisons), it is InstructGPT's loss
     (arXiv 2203.02155, eq. 1): the mean over the pairs of a comparison, then over comparisons.
 
     Args:
         scores: float [N].
-        pairs: int64 [P, 2], as in `pair_losses`.
+        pairs: int64 [P, 2], numbers of the better and the worse answer.
         weight: float [P].
 
     Returns:
         float32 scalar.
     """
-    return (weight * pair_losses(scores, pairs)).sum()
+    better, worse = scores.float()[pairs].unbind(dim=1)
+    return -(weight * logsigmoid(better - worse)).sum()

@@ -1,0 +1,156 @@
+"""Tiny tokenizers and models with random weights, and a way to run the commands."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+ROOT = Path(__file__).parents[1]
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask the hub
+torch.set_num_threads(1)
+
+TEXTS = [
+    "Human: What does a lighthouse do? Assistant: It shows ships where the coast is.",
+    "I'm not sure. I don't know. The quick brown fox jumps over the lazy dog 0123456789.",
+    "Bread is baked from flour, water, salt and yeast; it rises before it goes into the oven.",
+]
+
+
+def train_tokenizer(specials: list[str], **tokens) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of about 400 tokens; `leading` names a token put before every text."""
+    leading = tokens.pop("leading", None)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    if leading:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{leading} $A", special_tokens=[(leading, tokenizer.token_to_id(leading))]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens)
+
+
+@pytest.fixture
+def opt_tokenizer():
+    """OPT's conventions: `</s>` before every text and at its end, a padding token of its own."""
+    return train_tokenizer(
+        ["<s>", "<pad>", "</s>", "<unk>"],
+        leading="</s>",
+        bos_token="</s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+    )
+
+
+@pytest.fixture
+def gpt2_tokenizer():
+    """GPT-2's conventions: nothing before a text, no padding token."""
+    return train_tokenizer(["<|endoftext|>"], bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+@pytest.fixture
+def llama_tokenizer():
+    """Llama's conventions: `<s>` before every text, `</s>` at its end, no padding token."""
+    return train_tokenizer(
+        ["<unk>", "<s>", "</s>"],
+        leading="<s>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+
+
+SIZES = {
+    # As in OPT-350m, the embeddings are narrower than the layers.
+    "opt": {
+        "hidden_size": 32,
+        "word_embed_proj_dim": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 64,
+        "max_position_embeddings": 256,
+        "do_layer_norm_before": False,
+    },
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
+    "llama": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    },
+}
+
+
+def save_language_model(folder: Path, tokenizer, family: str = "opt", **changes) -> Path:
+    """Write a tiny language model with random weights and its tokenizer."""
+    set_seed(0)
+    config = CONFIG_MAPPING[family](
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **{**SIZES[family], **changes},
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def opt_model(tmp_path, opt_tokenizer) -> Path:
+    """Folder of a tiny OPT."""
+    return save_language_model(tmp_path / "opt", opt_tokenizer)
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    """Write rows, one JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def make_pairs(number: int) -> list[dict]:
+    """Comparisons of varying length, each with a prompt of its own."""
+    return [
+        {
+            "prompt": f"Human: What is {i} plus {i % 5}? Assistant:",
+            "chosen": f" It is {i + i % 5}." + " It really is." * (i % 4),
+            "rejected": " I'm not sure." * (1 + i % 3),
+        }
+        for i in range(number)
+    ]
+
+
+def run_command(*words, timeout: int = 300) -> subprocess.CompletedProcess:
+    """Run a command of the project in a session of its own; nothing of it outlives the call."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    process = subprocess.Popen(
+        [str(word) for word in words],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(words, process.returncode, output, errors)

@@ -1,0 +1,113 @@
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, OPTForSequenceClassification, set_seed
+
+from tests.conftest import save_language_model
+from utils.arguments import InputError
+from utils.data.tokenization import prepare_tokenizer
+from utils.model import hub
+
+
+def load(folder, tokenizer, **options):
+    return hub.load_model(str(folder), hub.load_config(str(folder)), tokenizer, **options)
+
+
+def test_saved_model_is_the_model(opt_model, opt_tokenizer, tmp_path):
+    model, _ = load(opt_model, opt_tokenizer, new_head=True)
+    settings = {"end_token": "</s>", "max_seq_len": 64}
+    weights = model.model.state_dict()
+    hub.save_model(model, weights, opt_tokenizer, settings, "a card", str(tmp_path / "out"))
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert isinstance(again, OPTForSequenceClassification)
+    assert again.state_dict().keys() == weights.keys()
+    assert all(torch.equal(again.state_dict()[name], weights[name]) for name in weights)
+    assert again.config.reward_settings == settings
+    assert again.config.pad_token_id == opt_tokenizer.pad_token_id
+    assert (tmp_path / "out" / "README.md").read_text() == "a card"
+    assert not list((tmp_path / "out").glob(".saving_*"))
+    reloaded, notes = load(tmp_path / "out", hub.load_tokenizer(str(tmp_path / "out")))
+    assert notes == []
+    assert all(torch.equal(reloaded.model.state_dict()[name], weights[name]) for name in weights)
+
+
+def test_a_failed_save_leaves_the_previous_model_whole(opt_model, opt_tokenizer, tmp_path):
+    model, _ = load(opt_model, opt_tokenizer, new_head=True)
+    weights = model.model.state_dict()
+    hub.save_model(model, weights, opt_tokenizer, {}, "a card", str(tmp_path))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+    def fail(folder):
+        raise OSError("disk full")
+
+    opt_tokenizer.save_pretrained = fail
+    with pytest.raises(OSError, match="disk full"):
+        hub.save_model(model, weights, opt_tokenizer, {}, "another", str(tmp_path))
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert after == before
+
+
+def test_a_missing_head_is_an_error_unless_a_new_one_is_wanted(opt_model, opt_tokenizer):
+    with pytest.raises(InputError, match=r"score\.weight is missing.*Train it with main\.py"):
+        load(opt_model, opt_tokenizer)
+    model, notes = load(opt_model, opt_tokenizer, new_head=True)
+    assert any("new one is drawn" in note for note in notes)
+    assert model.model.score.weight.shape == (1, 16)  # word_embed_proj_dim, not hidden_size
+
+
+def test_the_new_head_depends_on_the_seed_alone(opt_model, opt_tokenizer):
+    heads = []
+    for seed in (1, 1, 2):
+        set_seed(seed)
+        heads.append(load(opt_model, opt_tokenizer, new_head=True)[0].model.score.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+@pytest.mark.parametrize("fault", ["missing", "left over", "misshapen"])
+@pytest.mark.parametrize("new_head", [True, False])
+def test_loading_is_strict(opt_model, opt_tokenizer, tmp_path, fault, new_head):
+    model, _ = load(opt_model, opt_tokenizer, new_head=True)
+    weights = model.model.state_dict()
+    hub.save_model(model, weights, opt_tokenizer, {}, "", str(tmp_path / "out"))
+    file = tmp_path / "out" / "model.safetensors"
+    weights = load_file(file)
+    name = "model.decoder.layers.1.fc2.weight"
+    if fault == "missing":
+        del weights[name]
+    elif fault == "left over":
+        name = "model.decoder.layers.7.fc2.weight"
+        weights[name] = torch.zeros(2)
+    else:
+        weights[name] = torch.zeros(2, 2)
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "out")) + ".*"):
+        load(tmp_path / "out", opt_tokenizer, new_head=new_head)
+
+
+def test_embeddings_grow_for_a_new_padding_token(llama_tokenizer, tmp_path):
+    folder = save_language_model(tmp_path / "llama", llama_tokenizer, "llama")
+    size = len(llama_tokenizer)
+    _, notes = prepare_tokenizer(llama_tokenizer, add_eot_token=False)
+    assert "no padding token" in notes[0]
+    model, _ = load(folder, llama_tokenizer, new_head=True)
+    assert model.model.get_input_embeddings().num_embeddings == size + 1
+    assert model.model.config.pad_token_id == llama_tokenizer.pad_token_id == size
+
+
+def test_dropout_is_set_everywhere(opt_model):
+    config = hub.load_config(str(opt_model))
+    hub.set_dropout(config, None)
+    assert config.dropout == 0.1
+    hub.set_dropout(config, 0.3)
+    assert (config.dropout, config.attention_dropout) == (0.3, 0.3)
+
+
+@pytest.mark.parametrize("path", ["no/such/place/here", "nobody/nothing"])
+def test_what_is_not_a_model_is_named(path, tmp_path):
+    with pytest.raises(InputError, match=f"{path}.*--model_name_or_path"):
+        hub.load_config(path)
+    with pytest.raises(InputError, match="not a model.*config.json"):
+        hub.load_config(str(tmp_path))

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Lint and tests, on any machine with Python 3.10 or newer: what is missing goes into .venv, once.
+#
+#   bash tests/run.sh [arguments of pytest]
+set -euo pipefail
+REQUIREMENTS=requirements-dev.txt
+MODULES="torch deepspeed transformers datasets accelerate peft tensorboard matplotlib rich pytest ruff"
+source "$(dirname "${BASH_SOURCE[0]}")/../training_scripts/environment.sh"
+cd "$ROOT"
+ruff check .
+ruff format --check .
+python -m pytest "$@"

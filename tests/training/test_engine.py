@@ -1,0 +1,83 @@
+import json
+
+import pytest
+import torch
+
+from utils.arguments import InputError, parse_training_arguments
+from utils.training.engine import deepspeed_config, resolve_precision
+
+
+def arguments(*words):
+    args = parse_training_arguments(["--model_name_or_path", "m", *words])
+    args.dtype = args.dtype or "fp32"
+    return args
+
+
+def test_batch_sizes_multiply():
+    flags = ("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "3")
+    config = deepspeed_config(arguments(*flags), world_size=5)
+    assert config["train_batch_size"] == 60
+    assert config["train_micro_batch_size_per_gpu"] == 4
+    assert config["gradient_accumulation_steps"] == 3
+
+
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+def test_offload_moves_the_optimizer_and_in_stage_3_the_parameters(stage):
+    zero = deepspeed_config(arguments("--zero_stage", stage, "--offload"), 1)["zero_optimization"]
+    assert zero["stage"] == int(stage)
+    assert zero["offload_optimizer"] == {"device": "cpu"}
+    assert ("offload_param" in zero) == (stage == "3")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_one_precision_at_most_is_on(dtype):
+    config = deepspeed_config(arguments("--dtype", dtype), 1)
+    on = {name for name in ("bf16", "fp16") if config[name]["enabled"]}
+    assert on == {dtype} - {"fp32"}
+
+
+def test_precision_on_a_cpu():
+    cpu = torch.device("cpu")
+    args = parse_training_arguments(["--model_name_or_path", "m"])
+    notes = resolve_precision(args, cpu)
+    assert args.dtype == "fp32"
+    assert "fp32 on this CPU" in notes[0]
+    with pytest.raises(InputError, match="fp16 needs a GPU"):
+        resolve_precision(arguments("--dtype", "fp16"), cpu)
+    args = arguments("--dtype", "bf16")
+    assert "--zero_stage 1" in resolve_precision(args, cpu)[0]
+    assert args.zero_stage == 1
+
+
+def test_a_config_file_overrides_entry_by_entry(tmp_path):
+    file = tmp_path / "ds.json"
+    given = {
+        "train_batch_size": "auto",
+        "zero_optimization": {"reduce_bucket_size": 123, "stage": "auto"},
+        "gradient_clipping": 0.5,
+    }
+    file.write_text(json.dumps(given))
+    flags = ("--zero_stage", "2", "--max_grad_norm", "2")
+    plain = deepspeed_config(arguments(*flags), 1)
+    merged = deepspeed_config(arguments(*flags, "--deepspeed_config", str(file)), 1)
+    assert merged.pop("gradient_clipping") == 0.5
+    assert merged["zero_optimization"].pop("reduce_bucket_size") == 123
+    del plain["gradient_clipping"]
+    assert merged == plain
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"train_batch_size": 99}', "train_batch_size is 99, but the flags make it 16"),
+        ('{"optimizer": {"params": {"lr": "auto"}}}', "optimizer has the value auto"),
+    ],
+)
+def test_a_config_file_that_cannot_hold_is_named(tmp_path, content, message):
+    file = tmp_path / "ds.json"
+    file.write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        deepspeed_config(arguments("--deepspeed_config", str(file)), 1)
+    assert str(file) in str(caught.value)

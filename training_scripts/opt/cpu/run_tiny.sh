@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# The whole job on a plain CPU: writes a tiny OPT with random weights and a few thousand
+# comparisons, trains a reward model on them, evaluates it on prompts it never saw and scores the
+# two built-in prompts of rw_eval.py. Needs no GPU, no hub and no download but the packages.
+#
+#   bash training_scripts/opt/cpu/run_tiny.sh [OUTPUT] [ZERO_STAGE] [flags of main.py]
+#
+# Hardware: 2 CPU cores, 2 GB of memory.
+# Expect:   @EXPECT@
+# Override: MODEL, DATA (a folder with train and test files), SEED
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../environment.sh"
+OUTPUT="${1:-output/opt-tiny}"
+ZERO_STAGE="${2:-0}"
+shift $(($# < 2 ? $# : 2))
+DEMO="${DEMO:-output/demo}"
+MODEL="${MODEL:-$DEMO/model}"
+DATA="${DATA:-$DEMO/data}"
+SEED="${SEED:-1234}"
+mkdir -p "$OUTPUT"
+{
+    PYTHONPATH="$ROOT" python -m utils.data.demo "$DEMO"
+    python "$ROOT/main.py" \
+        --model_name_or_path "$MODEL" \
+        --data_path "$DATA" \
+        --data_output_path "$DEMO/cache" \
+        --per_device_train_batch_size 32 \
+        --per_device_eval_batch_size 64 \
+        --max_seq_len 256 \
+        --learning_rate 1e-3 \
+        --weight_decay 0.1 \
+        --num_train_epochs 3 \
+        --warmup_ratio 0.1 \
+        --eval_interval 50 \
+        --zero_stage "$ZERO_STAGE" \
+        --seed "$SEED" \
+        --output_dir "$OUTPUT" --overwrite_output_dir \
+        "$@"
+    python "$ROOT/rw_eval.py" --model_name_or_path "$OUTPUT"
+    python "$ROOT/rw_eval.py" --model_name_or_path "$OUTPUT" --data_path "$DATA" \
+        --data_output_path "$DEMO/cache" --output_dir "$OUTPUT/evaluation"
+    echo
+    echo "The reward model is in      $OUTPUT"
+    echo "Its curves are in           $OUTPUT/training_curves.png"
+    echo "Its metrics are in          $OUTPUT/metrics.jsonl"
+    echo "Scores of unseen prompts    $OUTPUT/evaluation/scores.jsonl"
+    echo "Model and data of the demo  $DEMO"
+    echo "Score your own              python "$ROOT/rw_eval.py" --model_name_or_path $OUTPUT --prompt ... --response ..."
+} 2>&1 | tee -a "$OUTPUT/training.log"

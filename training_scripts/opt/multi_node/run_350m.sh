@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# OPT-350m on several machines: the launcher starts the others over ssh (pdsh).
+#
+#   HOSTFILE=my_hosts bash training_scripts/opt/multi_node/run_350m.sh [OUTPUT] [ZERO_STAGE] [flags]
+#
+# Hardware: the machines that HOSTFILE names, one a line with its GPUs: `node1 slots=8`. They need
+#           passwordless ssh, the same paths for code and Python, and an OUTPUT that they share.
+# Expect:   the log of all machines here, with the metrics of the whole run on the first one.
+# Override: HOSTFILE, MODEL, DATA (several, separated by spaces), MASTER_PORT
+set -euo pipefail
+HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+source "$HERE/../../environment.sh"
+OUTPUT="${1:-output/opt-350m}"
+ZERO_STAGE="${2:-2}"
+shift $(($# < 2 ? $# : 2))
+HOSTFILE="${HOSTFILE:-$HERE/hostfile}"
+MODEL="${MODEL:-facebook/opt-350m}"
+DATA="${DATA:-Dahoas/rm-static}"
+mkdir -p "$OUTPUT"
+deepspeed --hostfile "$HOSTFILE" --master_port "${MASTER_PORT:-29500}" "$ROOT/main.py" \
+    --model_name_or_path "$MODEL" \
+    --data_path $DATA \
+    --per_device_train_batch_size 4 \
+    --per_device_eval_batch_size 8 \
+    --max_seq_len 512 \
+    --learning_rate 5e-5 \
+    --weight_decay 0.1 \
+    --dropout 0.0 \
+    --num_train_epochs 1 \
+    --zero_stage "$ZERO_STAGE" \
+    --enable_tensorboard \
+    --output_dir "$OUTPUT" \
+    "$@" 2>&1 | tee -a "$OUTPUT/training.log"
