@@ -65,8 +65,8 @@ def main(args) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
     encoder = load_encoder(args, config)
-    # Data before the model: what is wrong with it shows at once.
-    rows = load_rows(args, encoder) if args.data_path else None
+    # Text before the model: what is wrong with it shows at once.
+    work = load_rows(args, encoder) if args.data_path else tokenize_prompts(args, encoder)
     model, _ = hub.load_model(
         args.model_name_or_path,
         config,
@@ -75,18 +75,10 @@ def main(args) -> None:
         trust_remote_code=args.trust_remote_code,
     )
     model.to(device).eval()
-    if rows is not None:
-        evaluate_rows(args, model, encoder, rows, device)
-    elif args.prompt is not None:
-        labels = [str(number) for number in range(1, len(args.response) + 1)]
-        score_prompt(args.prompt, args.prompt, labels, args.response, model, encoder, device)
+    if args.data_path:
+        evaluate_rows(args, model, encoder, work, device)
     else:
-        for question, *answers in BUILT_IN:
-            prompt = [{"role": "user", "content": question}]
-            good, bad = score_prompt(
-                question, prompt, ("good", "bad"), answers, model, encoder, device
-            )
-            print(f"good answer {'above' if good > bad else 'NOT above'} the bad one\n")
+        score_prompts(args, model, encoder, work, device)
 
 
 def load_encoder(args, config) -> ComparisonTokenizer:
@@ -117,32 +109,42 @@ def make_collator(encoder: ComparisonTokenizer) -> PaddedCollator:
     return PaddedCollator(encoder.tokenizer.pad_token_id, encoder.settings.score_position == "mean")
 
 
-def score_prompt(title, prompt, labels, answers, model, encoder, device) -> list[float]:
-    """Score and print the answers to one prompt.
-
-    Args:
-        title: printed above them.
-        prompt: text or messages.
-        labels: a name for each answer.
-        answers: texts.
-        model: the reward model.
-        encoder: what makes tokens of them.
-        device: where the model is.
+def tokenize_prompts(args, encoder: ComparisonTokenizer) -> list[tuple[str, list[str], dict]]:
+    """The prompt of the command line, or the built-in ones: title, answers, row of token ids.
 
     Raises:
         InputError: an answer is empty or too long.
     """
-    row = encoder.rows([Comparison(prompt, answers, range(len(answers)), "command line")])[0]
-    if len(row["answers"]) < len(answers):
-        left_out = [label for i, label in enumerate(labels) if i not in row["answers"]]
-        raise InputError(
-            f"--response {', '.join(left_out)}: empty, or longer than --max_seq_len "
-            f"{encoder.settings.max_seq_len}"
-        )
-    batch = make_collator(encoder)([row], [1.0])
-    ((scores, _),) = score_batches(model, [batch], device, "Scoring")
-    print_scores(title, list(zip(labels, answers, scores.tolist(), strict=True)))
-    return scores.tolist()
+    if args.prompt is not None:
+        prompts = [(args.prompt, args.prompt, args.response)]
+    else:
+        prompts = [(q, [{"role": "user", "content": q}], answers) for q, *answers in BUILT_IN]
+    work = []
+    for title, prompt, answers in prompts:
+        comparison = Comparison(prompt, answers, range(len(answers)), "command line")
+        (row,) = encoder.rows([comparison])
+        for number, answer in enumerate(answers):
+            if number not in row["answers"]:
+                raise InputError(
+                    f"the answer {answer[:60]!r} is empty or has more than "
+                    f"{encoder.settings.max_seq_len} tokens: give another --response "
+                    "or --max_seq_len"
+                )
+        work.append((title, answers, row))
+    return work
+
+
+def score_prompts(args, model, encoder, work, device) -> None:
+    """Score and print what `tokenize_prompts` made."""
+    batches = [make_collator(encoder)([row], [1.0]) for _, _, row in work]
+    for (title, answers, _), (scores, _) in zip(
+        work, score_batches(model, batches, device, "Scoring"), strict=True
+    ):
+        built_in = args.prompt is None
+        labels = ["good", "bad"] if built_in else [str(n + 1) for n in range(len(answers))]
+        print_scores(title, list(zip(labels, answers, scores.tolist(), strict=True)))
+        if built_in:
+            print(f"good answer {'above' if scores[0] > scores[1] else 'NOT above'} the bad one\n")
 
 
 def load_rows(args, encoder: ComparisonTokenizer) -> datasets.Dataset:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,13 @@ def make_pairs(number: int) -> list[dict]:
         }
         for i in range(number)
     ]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def run_command(*words, timeout: int = 300) -> subprocess.CompletedProcess:

@@ -1,0 +1,138 @@
+"""What cannot be used gets exit code 2 and a line that names it and the remedy."""
+
+import re
+
+import pytest
+
+from tests.conftest import free_port, make_pairs, run_command, save_language_model, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def good_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return write_jsonl(folder / "pairs.jsonl", make_pairs(12))
+
+
+def refuse(tmp_path, data, model, *more, program="main.py"):
+    """Run a program on bad input; returns what it said after checking how it ended."""
+    output = tmp_path / "output"
+    words = ["--model_name_or_path", model, "--data_output_path", tmp_path / "cache"]
+    if program == "main.py":
+        words += ["--output_dir", output, "--max_seq_len", 64]
+    words += ["--data_path", data] if data else []
+    existed = {path: path.read_bytes() for path in output.glob("*")} if output.exists() else None
+    done = run_command("python", program, *words, *more)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    left = {path: path.read_bytes() for path in output.glob("*")} if output.exists() else None
+    assert left == existed
+    return done.stderr
+
+
+PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+
+BAD_DATA = {
+    "missing": (None, r"data\.jsonl: no such file or folder \(--data_path"),
+    "unreadable line": (PAIR + '{"prompt": "a"', r"data\.jsonl, line 2: .*one JSON object a line"),
+    "columns": (
+        '{"text": "a", "label": 1}\n',
+        r"columns text, label\. Known layouts: .*prompt\+chos",
+    ),
+    "identical": (PAIR.replace('"b"', '"c"'), r"no usable .*1 dropped \(identical answers\)"),
+    "malformed": (PAIR.replace('"c"', "null"), r"malformed, first: row 1: answer 2 is None"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_data(tmp_path, opt_model, name):
+    content, message = BAD_DATA[name]
+    data = tmp_path / "data.jsonl"
+    if content is not None:
+        data.write_text(content)
+    assert re.search(message, refuse(tmp_path, data, opt_model), re.DOTALL)
+
+
+def test_data_that_only_the_hub_has(tmp_path, opt_model):
+    said = refuse(tmp_path, "nobody/nothing", opt_model)
+    assert re.search("nobody/nothing: neither a local path nor.*Without network", said, re.DOTALL)
+
+
+def test_model_that_only_the_hub_has(tmp_path, good_data):
+    said = refuse(tmp_path, good_data, "nobody/nothing")
+    assert re.search("nobody/nothing: neither a folder nor.*Without network", said, re.DOTALL)
+
+
+def test_a_folder_that_is_not_a_model(tmp_path, good_data):
+    said = refuse(tmp_path, good_data, tmp_path)
+    assert re.search(f"{tmp_path}: not a model.*config.json", said, re.DOTALL)
+
+
+def test_wrong_padding_at_the_beginning(tmp_path, good_data, opt_model):
+    said = refuse(tmp_path, good_data, opt_model, "--num_padding_at_beginning", 0)
+    assert re.search("--num_padding_at_beginning is 0, but .* puts 1 .*give 1", said)
+
+
+def test_more_tokens_than_the_model_has_positions(tmp_path, good_data, opt_model):
+    said = refuse(tmp_path, good_data, opt_model, "--max_seq_len", 512)
+    assert re.search("--max_seq_len is 512, but .* has 256 positions", said)
+
+
+def test_an_output_folder_that_holds_a_model(tmp_path, good_data, opt_model):
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "config.json").write_text("{}")
+    (output / "training_args.json").write_text("precious")
+    said = refuse(tmp_path, good_data, opt_model)
+    assert re.search(f"{output} already holds a model.*--overwrite_output_dir", said)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--per_device_train_batch_size", 0),
+        ("--per_device_eval_batch_size", -1),
+        ("--gradient_accumulation_steps", 0),
+        ("--learning_rate", "nan"),
+        ("--data_split", "2,0,8"),
+        ("--eval_fraction", 1.5),
+        ("--offload", None),
+        ("--no_such_flag", 1),
+    ],
+)
+def test_flags(tmp_path, good_data, opt_model, flag, value):
+    words = [flag] if value is None else [flag, value]
+    assert flag.removeprefix("--") in refuse(tmp_path, good_data, opt_model, *words)
+
+
+def test_a_language_model_cannot_score(tmp_path, opt_model):
+    said = refuse(tmp_path, None, opt_model, program="rw_eval.py")
+    assert re.search(r"score\.weight is missing.*Train it with main\.py", said)
+
+
+def test_an_empty_answer_cannot_be_scored(tmp_path, opt_model):
+    said = refuse(
+        tmp_path, None, opt_model, "--prompt", "a", "--response", " ", program="rw_eval.py"
+    )
+    assert "' ' is empty" in said
+
+
+def test_two_processes_end_together(tmp_path, opt_model):
+    """The launcher passes the exit code on, and nobody waits for a rank that has left."""
+    words = ("--model_name_or_path", opt_model, "--data_path", tmp_path / "no.jsonl")
+    done = run_command(
+        *("deepspeed", "--num_gpus", 2, "--master_port", free_port(), "main.py", *words),
+        *("--max_seq_len", 64),
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("no.jsonl: no such file") == 1
+
+
+def test_a_model_without_padding_token_gets_one(tmp_path, good_data, llama_tokenizer):
+    """Not an error: the model gets a padding token that is not the end token, and says so."""
+    model = save_language_model(tmp_path / "llama", llama_tokenizer, "llama")
+    words = ("--model_name_or_path", model, "--data_path", good_data, "--max_seq_len", 64)
+    cache = ("--data_output_path", tmp_path / "cache", "--output_dir", tmp_path / "out")
+    done = run_command("python", "main.py", *words, *cache, "--max_steps", 1)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"no padding token: padding is \d+ \(<pad>\)", done.stdout)
+    assert (tmp_path / "out" / "model.safetensors").exists()

@@ -1,0 +1,288 @@
+"""The real commands through the real launchers, against a plain PyTorch loop."""
+
+import json
+import math
+
+import pytest
+import torch
+from transformers import set_seed
+
+from tests.conftest import (
+    TEXTS,
+    free_port,
+    make_pairs,
+    run_command,
+    save_language_model,
+    train_tokenizer,
+    write_jsonl,
+)
+from utils.model import hub
+
+STEPS, BATCH, RATE, DECAY, CLIP, EPOCHS = 10, 8, 3e-3, 0.1, 0.5, 2
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A tiny OPT, 37 comparisons to train (some with four answers) and 11 to evaluate."""
+    folder = tmp_path_factory.mktemp("training")
+    tokenizer = train_tokenizer(
+        ["<s>", "<pad>", "</s>", "<unk>"],
+        leading="</s>",
+        bos_token="</s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+    )
+    save_language_model(folder / "model", tokenizer, dropout=0.1)
+    ranked = [
+        {
+            "prompt": pair["prompt"],
+            "responses": [pair["rejected"], pair["chosen"], *TEXTS[:2]][: 2 + i % 3],
+            "ranks": [3, 1, 2, 2][: 2 + i % 3],
+        }
+        for i, pair in enumerate(make_pairs(48))
+    ]
+    write_jsonl(folder / "train.jsonl", ranked[:37])
+    write_jsonl(folder / "eval.jsonl", ranked[37:])
+    return folder
+
+
+def flags(workspace, name, micro_batch, accumulation):
+    return [
+        *("--model_name_or_path", workspace / "model"),
+        *("--data_path", workspace / "train.jsonl"),
+        *("--eval_data_path", workspace / "eval.jsonl"),
+        *("--data_output_path", workspace / "cache"),
+        *("--output_dir", workspace / name),
+        *("--per_device_train_batch_size", micro_batch),
+        *("--gradient_accumulation_steps", accumulation),
+        *("--per_device_eval_batch_size", 4),
+        *("--num_train_epochs", EPOCHS),
+        *("--learning_rate", RATE),
+        *("--weight_decay", DECAY),
+        *("--max_grad_norm", CLIP),
+        *("--warmup_ratio", 0.2),
+        *("--eval_interval", 3),
+        *("--dropout", 0),
+        *("--max_seq_len", 256),
+    ]
+
+
+def read_metrics(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def plain_run(workspace):
+    """`python main.py` in one process, stage 0."""
+    done = run_command("python", "main.py", *flags(workspace, "plain", 8, 1))
+    assert done.returncode == 0, done.stderr
+    return workspace / "plain"
+
+
+def slow_losses(workspace) -> list[float]:
+    """Plain PyTorch: one answer at a time, AdamW, no DeepSpeed, no code of this project but the
+    loading of the model (the head's weights) and the order of the data."""
+    from utils.data.sampling import training_plan
+
+    folder = str(workspace / "model")
+    tokenizer = hub.load_tokenizer(folder)
+    config = hub.load_config(folder)
+    hub.set_dropout(config, 0.0)
+    set_seed(1234)
+    model = hub.load_model(folder, config, tokenizer, new_head=True)[0].model
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95))
+    rows = [json.loads(line) for line in (workspace / "train.jsonl").read_text().splitlines()]
+    lengths = torch.ones(len(rows)).numpy()  # the order inside a global batch does not matter
+    losses, step = [], 0
+    for epoch in range(EPOCHS):
+        for ((numbers, weights),) in training_plan(lengths, BATCH, 1, 0, 1, 1234, epoch):
+            numbers = [n for n, weight in zip(numbers, weights, strict=True) if weight]
+            loss = sum(comparison_loss(model, tokenizer, rows[n]) for n in numbers) / len(numbers)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            warm = step / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 2) / 8))
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * warm
+            optimizer.step()
+            losses.append(loss.item())
+            step += 1
+    return losses
+
+
+def comparison_loss(model, tokenizer, row):
+    scores = []
+    for response in row["responses"]:
+        seam = "" if response.startswith(" ") else " "
+        ids = tokenizer(row["prompt"] + seam + response).input_ids + [tokenizer.eos_token_id]
+        hidden = model.model(torch.tensor([ids])).last_hidden_state
+        scores.append(model.score(hidden[0, -1])[0])
+    losses = [
+        torch.log1p(torch.exp(scores[j] - scores[i]))
+        for i, rank_i in enumerate(row["ranks"])
+        for j, rank_j in enumerate(row["ranks"])
+        if rank_i < rank_j
+    ]
+    return sum(losses) / len(losses)
+
+
+@pytest.fixture(scope="module")
+def oracle(workspace):
+    return slow_losses(workspace)
+
+
+def check_losses(folder, oracle):
+    losses = [line["loss"] for line in read_metrics(folder) if "loss" in line]
+    assert len(oracle) == STEPS
+    assert losses == pytest.approx(oracle, abs=1e-5)
+
+
+def test_one_process_is_a_plain_pytorch_loop(plain_run, oracle):
+    check_losses(plain_run, oracle)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "options"),
+    [
+        (("deepspeed", "--num_gpus", 2, "--master_port"), ("--zero_stage", 2)),
+        (
+            ("torchrun", "--nproc_per_node", 2, "--master_port"),
+            ("--zero_stage", 3, "--gradient_checkpointing"),
+        ),
+    ],
+    ids=["deepspeed-stage2-accumulation", "torchrun-stage3-checkpointing"],
+)
+def test_two_processes_give_the_losses_of_one(workspace, plain_run, oracle, launcher, options):
+    name = launcher[0]
+    words = flags(workspace, name, 2, 2)
+    done = run_command(*launcher, free_port(), "main.py", *words, *options)
+    assert done.returncode == 0, done.stderr
+    check_losses(workspace / name, oracle)
+    for ours, plain in zip(read_metrics(workspace / name), read_metrics(plain_run), strict=True):
+        for key in ("grad_norm", "lr", "accuracy", "eval_loss", "eval_accuracy", "eval_pairs"):
+            assert ours.get(key) == pytest.approx(plain.get(key), abs=1e-4)
+    # Same weights, whichever stage gathered them.
+    ours, plain = (load_weights(folder) for folder in (workspace / name, plain_run))
+    assert ours.keys() == plain.keys()
+    for key in plain:
+        torch.testing.assert_close(ours[key], plain[key], atol=2e-4, rtol=1e-3)
+
+
+def load_weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_output_folder_holds_what_the_readme_says(plain_run):
+    lines = read_metrics(plain_run)
+    evaluations = [line["step"] for line in lines if "eval_loss" in line]
+    assert evaluations == [0, 3, 5, 6, 9, 10]  # before, every 3, after each epoch of 5
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+    for line in lines:
+        if "loss" in line:
+            assert 0 <= line["padding_fraction"] < 1
+            assert line["tokens_per_second"] > line["comparisons_per_second"] > 0
+    record = json.loads((plain_run / "training_args.json").read_text())
+    assert record["arguments"]["learning_rate"] == RATE
+    assert record["global_batch_size"] == BATCH
+    assert record["data"]["train_comparisons"] == 37
+    assert record["versions"]["torch"] == torch.__version__
+    assert (plain_run / "training_curves.png").read_bytes()[:4] == b"\x89PNG"
+    card = (plain_run / "README.md").read_text()
+    assert f"{lines[-1]['eval_accuracy']:.4f}" in card
+
+
+def test_rw_eval_repeats_the_last_evaluation(workspace, plain_run):
+    report = workspace / "report"
+    words = ("--data_path", workspace / "eval.jsonl", "--data_output_path", workspace / "cache")
+    done = run_command(
+        *("python", "rw_eval.py", "--model_name_or_path", plain_run, "--batch_size", 3),
+        *(*words, "--output_dir", report),
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((report / "report.json").read_text())["results"]["eval"]
+    last = read_metrics(plain_run)[-1]
+    for name in ("loss", "accuracy", "margin", "better_score", "worse_score", "pairs", "ties"):
+        assert results[name] == pytest.approx(last[f"eval_{name}"], abs=1e-5)
+    check_with_transformers_alone(workspace, plain_run, report)
+
+
+TRANSFORMERS_ALONE = """
+import json, sys
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+folder, data, batch_size, side = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=side)
+model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+rows = [json.loads(line) for line in open(data)]
+texts = [
+    row["prompt"] + ("" if a.startswith(" ") else " ") + a + tokenizer.eos_token
+    for row in rows for a in row["responses"]
+]
+scores = []
+for start in range(0, len(texts), int(batch_size)):
+    batch = tokenizer(texts[start : start + int(batch_size)], padding=True, return_tensors="pt")
+    scores += model(**batch).logits[:, 0].tolist()
+assert not any(name.split(".")[0] in ("utils", "deepspeed") for name in sys.modules)
+print(json.dumps(scores))
+"""
+
+
+def check_with_transformers_alone(workspace, model, report):
+    lines = (report / "scores.jsonl").read_text().splitlines()
+    expected = [score for line in lines for score in json.loads(line)["scores"]]
+    for batch_size, side in ((1, "right"), (16, "right"), (16, "left")):
+        done = run_command(
+            *("python", "-c", TRANSFORMERS_ALONE, model, workspace / "eval.jsonl"),
+            *(batch_size, side),
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == pytest.approx(expected, abs=1e-5)
+
+
+def test_rw_eval_scores_the_built_in_and_given_prompts(workspace, plain_run):
+    done = run_command("python", "rw_eval.py", "--model_name_or_path", plain_run)
+    assert done.returncode == 0, done.stderr
+    assert "Microsoft" in done.stdout
+    assert "6 year old" in done.stdout
+    assert done.stdout.count("above the bad one") == 2
+    row = json.loads((workspace / "eval.jsonl").read_text().splitlines()[0])
+    answers = [word for response in row["responses"] for word in ("--response", response)]
+    given = ("--model_name_or_path", plain_run, "--prompt", row["prompt"], *answers)
+    done = run_command("python", "rw_eval.py", *given)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((workspace / "report" / "scores.jsonl").read_text().splitlines()[0])
+    for score in scores["scores"]:
+        assert f"{score:.4f}" in done.stdout
+
+
+def test_lora_and_offload_run_in_one_process(workspace, plain_run):
+    words = flags(workspace, "lora", 8, 1)
+    lora = ("--lora_dim", 4, "--only_optimize_lora", "--lora_learning_rate", 0.01)
+    extra = ("--zero_stage", 2, "--offload", "--max_steps", 4, "--enable_tensorboard")
+    done = run_command("python", "main.py", *words, *lora, *extra)
+    assert done.returncode == 0, done.stderr
+    before = load_weights(workspace / "model")
+    after = load_weights(workspace / "lora")
+    assert after.keys() == load_weights(plain_run).keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {n for n in before if ".layers." in n and before[n].ndim == 2}
+    assert list((workspace / "lora" / "tensorboard").rglob("events.out.tfevents.*"))
+    losses = [line["eval_loss"] for line in read_metrics(workspace / "lora") if "eval_loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_old_model(workspace, plain_run):
+    before = (plain_run / "model.safetensors").read_bytes()
+    words = flags(workspace, "plain", 8, 1)
+    done = run_command(
+        *("python", "main.py", *words, "--overwrite_output_dir"),
+        *("--learning_rate", "1e30", "--max_grad_norm", 0, "--lr_scheduler_type", "constant"),
+    )
+    assert done.returncode == 1
+    assert "loss is not finite at step" in done.stderr
+    assert "--learning_rate" in done.stderr
+    assert (plain_run / "model.safetensors").read_bytes() == before
