@@ -6,7 +6,9 @@
 # Hardware: the machines that HOSTFILE names, one a line with its GPUs: `node1 slots=8`. They need
 #           passwordless ssh, the same paths for code and Python, and an OUTPUT that they share.
 # Expect:   the log of all machines here, with the metrics of the whole run on the first one.
-# Override: HOSTFILE, MODEL, DATA (several, separated by spaces), MASTER_PORT
+# Override: HOSTFILE, MODEL, DATA (several, separated by spaces), MASTER_PORT, LAUNCHER_FLAGS
+#           (of deepspeed; where ssh is not allowed, run the script on every machine with
+#           LAUNCHER_FLAGS="--no_ssh --node_rank 0 --master_addr node1", each with its own rank)
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$HERE/../../environment.sh"
@@ -17,7 +19,8 @@ HOSTFILE="${HOSTFILE:-$HERE/hostfile}"
 MODEL="${MODEL:-facebook/opt-350m}"
 DATA="${DATA:-Dahoas/rm-static}"
 mkdir -p "$OUTPUT"
-deepspeed --hostfile "$HOSTFILE" --master_port "${MASTER_PORT:-29500}" "$ROOT/main.py" \
+deepspeed --hostfile "$HOSTFILE" --master_port "${MASTER_PORT:-29500}" ${LAUNCHER_FLAGS:-} \
+    "$ROOT/main.py" \
     --model_name_or_path "$MODEL" \
     --data_path $DATA \
     --per_device_train_batch_size 4 \
