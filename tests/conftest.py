@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the imports that read it: nothing may ask the hub
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -15,7 +17,6 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 ROOT = Path(__file__).parents[1]
-os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask the hub
 torch.set_num_threads(1)
 
 TEXTS = [

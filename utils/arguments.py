@@ -128,8 +128,8 @@ def _add_data(parser):
     add(
         "--eval_data_path",
         nargs="+",
-        help="evaluation comparisons; without it the test or validation split of --data_path, "
-        "else prompts held out from it",
+        help="evaluation comparisons (of a folder or hub name the test or validation split, if it "
+        "has one); without it that split of --data_path, else prompts held out from it",
     )
     add(
         "--eval_fraction",

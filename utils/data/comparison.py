@@ -33,6 +33,8 @@ class Comparison:
             raise ValueError("no answers")
         for number, response in enumerate(self.responses, 1):
             _check_text(f"answer {number}", response)
+            if isinstance(self.prompt, str) and not isinstance(response, str):
+                raise ValueError(f"answer {number} is a list of messages, but the prompt is text")
         if len(self.ranks) != len(self.responses):
             raise ValueError(f"{len(self.responses)} answers but {len(self.ranks)} ranks or scores")
 

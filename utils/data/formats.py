@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 
 from utils.arguments import InputError
-from utils.data.comparison import Comparison, ranks_from_scores
+from utils.data.comparison import Comparison, Message, ranks_from_scores
 
 TURN = "\n\nAssistant:"
 
@@ -37,19 +37,16 @@ def find_reader(columns: list[str], path: str) -> Reader:
 
 def _read_pair(row, source):
     """prompt, chosen, rejected: texts, or chat messages."""
-    prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
-    if isinstance(prompt, list) or isinstance(chosen, list) or isinstance(rejected, list):
-        return _from_conversations([_conversation(prompt, a) for a in (chosen, rejected)], source)
-    return Comparison(prompt, (chosen, rejected), (0, 1), source)
+    return _comparison(row["prompt"], (row["chosen"], row["rejected"]), (0, 1), source)
 
 
 def _read_transcripts(row, source):
     """chosen, rejected: whole dialogues (Anthropic HH), or whole message lists."""
     texts = (row["chosen"], row["rejected"])
     if all(isinstance(text, list) for text in texts):
-        return _from_conversations(texts, source)
+        return _comparison([], texts, (0, 1), source)
     if not all(isinstance(text, str) for text in texts):
-        return Comparison("", texts, (0, 1), source)  # says what is wrong with the row
+        raise ValueError("chosen and rejected are neither two texts nor two lists of messages")
     shared = os.path.commonprefix(texts)
     start = shared.rfind(TURN)
     cut = start + len(TURN) if start >= 0 else 0
@@ -58,15 +55,14 @@ def _read_transcripts(row, source):
 
 def _read_scored(row, source):
     """prompt, responses, scores: K answers, the higher score is better."""
-    return Comparison(
-        row["prompt"], _list(row, "responses"), ranks_from_scores(_numbers(row, "scores")), source
-    )
+    ranks = ranks_from_scores(_numbers(row, "scores"))
+    return _comparison(row["prompt"], _list(row, "responses"), ranks, source)
 
 
 def _read_ranked(row, source):
     """prompt, responses, ranks: K answers, the lower rank is better."""
     ranks = ranks_from_scores([-rank for rank in _numbers(row, "ranks")])
-    return Comparison(row["prompt"], _list(row, "responses"), ranks, source)
+    return _comparison(row["prompt"], _list(row, "responses"), ranks, source)
 
 
 def _read_webgpt(row, source):
@@ -100,28 +96,39 @@ def _user(text):
     return [{"role": "user", "content": text}]
 
 
-def _conversation(prompt, response) -> list:
+def _comparison(prompt, responses, ranks, source) -> Comparison:
+    """Texts as they are; where one is a list of messages, all become conversations.
+
+    The messages that all conversations share are the prompt; what follows are the answers.
+    """
+    if not any(isinstance(part, list) for part in (prompt, *responses)):
+        return Comparison(prompt, responses, ranks, source)
+    conversations = [_conversation(prompt, response) for response in responses]
+    # An answer needs a message of its own, also where one conversation begins another.
+    shared = 0
+    for turn in zip(*(conversation[:-1] for conversation in conversations), strict=False):
+        if any(message != turn[0] for message in turn):
+            break
+        shared += 1
+    answers = [conversation[shared:] for conversation in conversations]
+    if all(len(answer) == 1 and answer[0]["role"] == "assistant" for answer in answers):
+        answers = [answer[0]["content"] for answer in answers]
+    return Comparison(conversations[0][:shared], answers, ranks, source)
+
+
+def _conversation(prompt, response) -> list[Message]:
     """The whole conversation, whether or not the response repeats the prompt's messages."""
-    before = _user(prompt) if isinstance(prompt, str) else prompt
-    after = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
-    if not isinstance(before, list) or not isinstance(after, list):
-        raise ValueError("the prompt or an answer is missing")
+    before, after = _messages(prompt, "user"), _messages(response, "assistant")
     return after if after[: len(before)] == before else before + after
 
 
-def _from_conversations(conversations, source) -> Comparison:
-    """The messages that two conversations share are the prompt; what follows are the answers."""
-    length = 0
-    # An answer needs a message of its own, also where one conversation begins the other.
-    for first, second in zip(*(conversation[:-1] for conversation in conversations), strict=False):
-        if first != second:
-            break
-        length += 1
-    answers = [conversation[length:] for conversation in conversations]
-    plain = all(len(answer) == 1 and answer[0].get("role") == "assistant" for answer in answers)
-    if plain:
-        answers = [answer[0].get("content") for answer in answers]
-    return Comparison(conversations[0][:length], answers, (0, 1), source)
+def _messages(value, role: str) -> list[Message]:
+    """Messages with role and content alone; a text is one message of the given role."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise ValueError(f"found {value!r:.60}; expected text or a list of messages")
+    return [{"role": m.get("role"), "content": m.get("content")} for m in value]
 
 
 def _list(row, column) -> list:

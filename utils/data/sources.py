@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,12 @@ from utils.data import comparison, formats, tokenization
 from utils.data.tokenization import MALFORMED, ComparisonTokenizer
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+# An answer that spells NA or 7 is text.
+TEXT_COLUMNS = ("prompt", "chosen", "rejected", "history", "human_ref_A", "human_ref_B")
+CSV_OPTIONS = {"keep_default_na": False, "converters": dict.fromkeys(TEXT_COLUMNS, str)}
+
+UNREADABLE = (datasets.exceptions.DatasetGenerationError, StopIteration, EOFError, zlib.error)
 
 COLUMNS = datasets.Features(
     {
@@ -50,26 +57,40 @@ def load_training_data(args, encoder: ComparisonTokenizer):
         InputError: a source cannot be read, or nothing usable is left.
     """
     counts: dict[str, dict] = {"train": {}, "eval": {}}
-    train, evaluation = [], []
+    train, evaluation, without_test = [], [], []
     for path in args.data_path:
         splits = load_source(path, encoder, args.data_output_path, args.num_workers)
         rows = _usable(splits["train"], path, counts["train"])
         if args.data_split:
             keys = np.asarray(rows["prompt_key"])
             rows = rows.select(split_by_prompt(keys, args.data_split, args.seed)[1])
-        if "test" in splits and not args.eval_data_path:
-            evaluation.append(_usable(splits["test"], f"{path} (test)", counts["eval"]))
-        elif not args.eval_data_path:
-            shares = [1 - args.eval_fraction, args.eval_fraction]
-            # The same prompts whatever the seed is, so that runs can be compared.
-            kept, held_out = split_by_prompt(np.asarray(rows["prompt_key"]), shares, seed=0)
-            evaluation.append(rows.select(held_out))
-            rows = rows.select(kept)
         train.append(rows)
+        if "test" not in splits:
+            without_test.append(rows)
+        elif not args.eval_data_path:
+            evaluation.append(_usable(splits["test"], f"{path} (test)", counts["eval"]))
     for path in args.eval_data_path or []:
         splits = load_source(path, encoder, args.data_output_path, args.num_workers)
         evaluation.append(_usable(splits.get("test", splits["train"]), path, counts["eval"]))
-    return *_joined(train, evaluation, args.data_path, counts), counts
+    train = datasets.concatenate_datasets(train)
+    if without_test and not args.eval_data_path:
+        candidates = datasets.concatenate_datasets(without_test)
+        keys = np.asarray(candidates["prompt_key"])
+        # The same prompts whatever the seed is, so that runs can be compared.
+        _, held_out = split_by_prompt(keys, [1 - args.eval_fraction, args.eval_fraction], seed=0)
+        evaluation.append(candidates.select(held_out))
+        stays = ~np.isin(np.asarray(train["prompt_key"]), keys[held_out])
+        train = train.select(np.flatnonzero(stays))
+    evaluation = datasets.concatenate_datasets(evaluation)
+    counts["train_comparisons"], counts["eval_comparisons"] = len(train), len(evaluation)
+    distributed.log(f"{len(train):,} comparisons to train, {len(evaluation):,} to evaluate")
+    if not len(train) or not len(evaluation):
+        raise InputError(
+            f"{', '.join(args.data_path)}: no usable comparison is left on one side after the "
+            "split by prompt; give more data, --eval_data_path, or another --eval_fraction or "
+            "--data_split"
+        )
+    return train, evaluation, counts
 
 
 def load_source(
@@ -138,13 +159,12 @@ def count_rows(rows: datasets.Dataset) -> dict:
         for entry in pc.value_counts(rows.data.column("dropped")).to_pylist()
     }
     kept = reasons.pop("", 0)
+    kept_rows = pc.equal(rows.data.column("dropped"), "")
+    columns = {tokenization.EMPTY: "empty_answers", tokenization.TOO_LONG: "long_answers"}
     answers = {
         reason: number
-        for reason, column in (
-            (tokenization.EMPTY, "empty_answers"),
-            (tokenization.TOO_LONG, "long_answers"),
-        )
-        if (number := pc.sum(rows.data.column(column)).as_py())
+        for reason, column in columns.items()
+        if (number := pc.sum(rows.data.column(column).filter(kept_rows)).as_py())
     }
     if MALFORMED in reasons:
         first = rows[pc.index(rows.data.column("dropped"), MALFORMED).as_py()]
@@ -155,7 +175,7 @@ def count_rows(rows: datasets.Dataset) -> dict:
         "kept": kept,
         "dropped": reasons,
         "dropped_answers": answers,
-        "truncated": pc.sum(rows.data.column("truncated")).as_py() or 0,
+        "truncated": pc.sum(rows.data.column("truncated").filter(kept_rows)).as_py() or 0,
     }
 
 
@@ -166,22 +186,6 @@ def _usable(rows, path, counts) -> datasets.Dataset:
     if not count["kept"]:
         raise InputError(f"no usable comparison in {describe(path, count)}")
     return rows.select(np.flatnonzero(np.asarray(rows["dropped"]) == ""))
-
-
-def _joined(train, evaluation, paths, counts):
-    train, evaluation = (
-        datasets.concatenate_datasets(train),
-        datasets.concatenate_datasets(evaluation),
-    )
-    if not len(train) or not len(evaluation):
-        side = "training" if not len(train) else "evaluation"
-        raise InputError(
-            f"{', '.join(paths)}: no usable comparison is left for {side} after the split by "
-            "prompt; give more data, --eval_data_path, or another --eval_fraction or --data_split"
-        )
-    counts["train_comparisons"], counts["eval_comparisons"] = len(train), len(evaluation)
-    distributed.log(f"{len(train):,} comparisons to train, {len(evaluation):,} to evaluate")
-    return train, evaluation
 
 
 def _open(path: str, cache_dir: str | None) -> datasets.DatasetDict:
@@ -195,11 +199,12 @@ def _open(path: str, cache_dir: str | None) -> datasets.DatasetDict:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         if os.path.isfile(path):
-            # A CSV answer that spells NA or null is an answer.
-            options = {"keep_default_na": False} if builder == "csv" else {}
+            options = CSV_OPTIONS if builder == "csv" else {}
             return datasets.load_dataset(builder, data_files=path, cache_dir=cache_dir, **options)
-        return datasets.load_dataset(path, cache_dir=cache_dir)
-    except datasets.exceptions.DatasetGenerationError as error:
+        is_csv = os.path.isdir(path) and any(Path(path).rglob("*.csv*"))
+        options = CSV_OPTIONS if is_csv else {}
+        return datasets.load_dataset(path, cache_dir=cache_dir, **options)
+    except UNREADABLE as error:
         raise InputError(_find_fault(path, error)) from error
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -227,38 +232,61 @@ def _tokenize(rows, path, encoder: ComparisonTokenizer, num_workers) -> datasets
         rows._fingerprint,
         encoder.tokenizer.backend_tokenizer.to_str(),
         str(encoder.tokenizer.chat_template),
+        str(encoder.tokenizer.special_tokens_map),
         json.dumps(asdict(encoder.settings)),
         name,
         *(Path(module.__file__).read_text() for module in (comparison, formats, tokenization)),
     )
-    return rows.map(
-        encoder.read_rows,
-        batched=True,
-        with_indices=True,
-        fn_kwargs={"reader": reader, "source": name},
-        remove_columns=rows.column_names,
-        features=COLUMNS,
-        num_proc=num_workers if num_workers > 1 else None,
-        new_fingerprint=hashlib.blake2b("\0".join(content).encode(), digest_size=16).hexdigest(),
-        desc=f"Tokenising {name}",
-    )
+    try:
+        return rows.map(
+            encoder.read_rows,
+            batched=True,
+            with_indices=True,
+            fn_kwargs={"reader": reader, "source": name},
+            remove_columns=rows.column_names,
+            features=COLUMNS,
+            num_proc=num_workers if num_workers > 1 else None,
+            new_fingerprint=hashlib.blake2b(
+                "\0".join(content).encode(), digest_size=16
+            ).hexdigest(),
+            desc=f"Tokenising {name}",
+        )
+    except UnicodeDecodeError as error:  # Arrow does not check the text that it reads
+        raise InputError(_find_fault(path, error)) from error
 
 
 def _find_fault(path: str, error: Exception) -> str:
     """Name the file and line that cannot be parsed."""
     files = sorted(Path(path).rglob("*.json*")) if os.path.isdir(path) else [Path(path)]
     for file in files:
-        if BUILDERS.get(file.with_name(file.name.removesuffix(".gz")).suffix) != "json":
-            continue
-        opener = gzip.open if file.suffix == ".gz" else open
-        parsed = 0
+        if ".json" in file.name:
+            try:
+                fault = _json_fault(file)
+            except (OSError, EOFError, zlib.error) as broken:
+                return f"{file}: cannot be decompressed: {broken}; expected a whole .gz file"
+            if fault:
+                return f"{file}, {fault}"
+    reason = str(error.__cause__ or error).splitlines()[:1] or ["it has no rows"]
+    return f"{path}: cannot be read as a table: {reason[0]}"
+
+
+def _json_fault(file: Path) -> str | None:
+    """Which line of a JSON or JSONL file cannot be read, and why."""
+    content = (gzip.open if file.suffix == ".gz" else open)(file, "rb").read()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as fault:
+        line = content.count(b"\n", 0, fault.start) + 1
+        return f"line {line}: {fault.reason}; expected UTF-8"
+    if text.lstrip().startswith("["):
+        lines, expected = [(1, text)], "a list of JSON objects"
+    else:
+        lines, expected = enumerate(text.split("\n"), 1), "one JSON object a line"
+    for number, line in lines:
         try:
-            with opener(file, "rt", encoding="utf-8") as lines:
-                for line in lines:
-                    if line.strip():
-                        json.loads(line)
-                    parsed += 1
-        except (ValueError, OSError, EOFError) as fault:
-            return f"{file}, line {parsed + 1}: {fault}; expected one JSON object a line"
-    reason = str(error.__cause__ or error).splitlines()[0]
-    return f"{path}: cannot be read as a table: {reason}"
+            value = json.loads(line) if line.strip() else {}
+        except json.JSONDecodeError as fault:
+            return f"line {number + fault.lineno - 1}: {fault.msg}; expected {expected}"
+        if not isinstance(value, (dict, list)) or (isinstance(value, list) and number > 1):
+            return f"line {number}: found {type(value).__name__}; expected {expected}"
+    return None

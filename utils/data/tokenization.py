@@ -170,7 +170,7 @@ class ComparisonTokenizer:
                 rows.append(_dropped_row(MALFORMED, comparison.source, f"chat template: {error}"))
                 continue
             row = _dropped_row("", comparison.source)
-            row["answers"] = [i for i, (text, start, _) in enumerate(rendered) if text[start:]]
+            row["answers"] = [i for i, r in enumerate(comparison.responses) if _has_text(r)]
             row["ranks"] = list(comparison.ranks)
             row["empty_answers"] = len(rendered) - len(row["answers"])
             row["prompt_key"] = _prompt_key(comparison.prompt)
@@ -206,7 +206,10 @@ class ComparisonTokenizer:
     def _apply_template(self, messages, add_generation_prompt=False) -> str:
         # Only the template itself may write special tokens: in a message, an invisible space
         # breaks their spelling.
-        safe = [{**m, "content": self.special.sub(_break_spelling, m["content"])} for m in messages]
+        safe = [
+            {key: self.special.sub(_break_spelling, message[key]) for key in ("role", "content")}
+            for message in messages
+        ]
         return self.tokenizer.apply_chat_template(
             safe, tokenize=False, add_generation_prompt=add_generation_prompt
         )
@@ -238,7 +241,6 @@ class ComparisonTokenizer:
         sequences, starts = [list(ids) for ids, _ in encoded], [start for _, start in encoded]
         excess = [len(ids) - self.settings.max_seq_len for ids in sequences]
         if sequences and max(excess) > 0:
-            row["truncated"] = True
             if self.settings.overlength == "truncate_prompt":
                 self._cut_prompt(row, sequences, starts, excess)
             elif self.settings.overlength == "truncate_end":
@@ -248,6 +250,7 @@ class ComparisonTokenizer:
                     for ids, over in zip(sequences, excess, strict=True)
                 ]
                 starts = [min(start, keep) for start in starts]
+                row["truncated"] = True
             else:
                 row["long_answers"] = len(sequences)
                 row["answers"], sequences, starts = [], [], []
@@ -262,14 +265,15 @@ class ComparisonTokenizer:
         not kept.
         """
         head = len(self.leading_ids)
-        if sequences[0][:1] == [self.tokenizer.bos_token_id]:
-            head = max(head, 1)
+        if not head or sequences[0][:head] != self.leading_ids:
+            # A chat template wrote the beginning.
+            head = int(sequences[0][0] == self.tokenizer.bos_token_id)
         room = max(min(starts) - head, 0)
         kept = [i for i, over in enumerate(excess) if over <= room]
         row["long_answers"] = len(sequences) - len(kept)
         row["answers"] = [row["answers"][i] for i in kept]
-        cut = max((excess[i] for i in kept), default=0)
-        cut = max(cut, 0)
+        cut = max([0, *(excess[i] for i in kept)])
+        row["truncated"] = cut > 0
         sequences[:] = [sequences[i][:head] + sequences[i][head + cut :] for i in kept]
         starts[:] = [starts[i] - cut for i in kept]
 
@@ -300,6 +304,11 @@ def _why_unusable(row: dict) -> str:
     if len(set(ranks)) == 1:
         return TIED
     return "" if len(ranked_pairs(ranks, row["input_ids"])) else IDENTICAL
+
+
+def _has_text(response) -> bool:
+    parts = [response] if isinstance(response, str) else [m["content"] for m in response]
+    return any(part.strip() for part in parts)
 
 
 def _prompt_key(prompt) -> int:

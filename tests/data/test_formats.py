@@ -1,0 +1,163 @@
+import random
+
+import pytest
+
+from utils.arguments import InputError
+from utils.data.formats import LAYOUTS, find_reader
+
+NAN = float("nan")
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def bot(text):
+    return {"role": "assistant", "content": text}
+
+
+def read(row):
+    comparison = find_reader(list(row), "file")(row, "s")
+    assert comparison.source == "s"
+    return comparison.prompt, list(comparison.responses), list(comparison.ranks)
+
+
+def pair(prompt, chosen, rejected, **others):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **others}
+
+
+def transcripts(chosen, rejected):
+    return {"chosen": chosen, "rejected": rejected}
+
+
+def scored(responses, **numbers):
+    return {"prompt": "Q", "responses": responses, **numbers}
+
+
+def webgpt(question, scores, answers=("a", "b")):
+    return {
+        "question": question,
+        "answer_0": answers[0],
+        "answer_1": answers[1],
+        "score_0": scores[0],
+        "score_1": scores[1],
+    }
+
+
+def shp(labels, history="Q"):
+    return {"history": history, "human_ref_A": "a", "human_ref_B": "b", "labels": labels}
+
+
+A, B = [user("Q"), bot("a")], [user("Q"), bot("b")]
+CHAT = ([user("Q")], ["a", "b"], [0, 1])
+START = "\n\nHuman: Q\n\nAssistant:"
+
+
+CASES = {
+    "texts": (pair("Q: ", "a", "b"), ("Q: ", ["a", "b"], [0, 1])),
+    "texts and another column": (pair("Q", "a", "b", response="a"), ("Q", ["a", "b"], [0, 1])),
+    "chat prompt, texts": (pair([user("Q")], "a", "b"), CHAT),
+    "chat prompt, messages": (pair([user("Q")], [bot("a")], [bot("b")]), CHAT),
+    "chat prompt, conversations": (pair([user("Q")], A, B), CHAT),
+    "text prompt, messages": (pair("Q", [bot("a")], [bot("b")]), CHAT),
+    "text prompt, conversations": (pair("Q", A, B), CHAT),
+    "longer chat": (pair([*A, user("R")], "c", "d"), ([*A, user("R")], ["c", "d"], [0, 1])),
+    "answers of several messages": (
+        pair([user("Q")], [bot("a"), user("R"), bot("c")], [bot("b")]),
+        ([user("Q")], [[bot("a"), user("R"), bot("c")], [bot("b")]], [0, 1]),
+    ),
+    "conversations": (transcripts(A, B), CHAT),
+    "conversations with shared turns": (
+        transcripts([*A, user("R"), bot("c")], [*A, user("R"), bot("d")]),
+        ([*A, user("R")], ["c", "d"], [0, 1]),
+    ),
+    "one conversation begins the other": (
+        transcripts([*A, user("R"), bot("c")], A),
+        ([user("Q")], [[bot("a"), user("R"), bot("c")], [bot("a")]], [0, 1]),
+    ),
+    "transcripts": (transcripts(START + " a", START + " b"), (START, [" a", " b"], [0, 1])),
+    "common beginning of the answers": (
+        transcripts(START + " It is so.", START + " It is not."),
+        (START, [" It is so.", " It is not."], [0, 1]),
+    ),
+    "transcripts part in an early turn": (
+        transcripts(START + " a\n\nHuman: R\n\nAssistant: c", START + " b"),
+        (START, [" a\n\nHuman: R\n\nAssistant: c", " b"], [0, 1]),
+    ),
+    "no marker": (transcripts("It is.", "It was."), ("", ["It is.", "It was."], [0, 1])),
+    "scores": (
+        scored(["a", "b", "c", "d"], scores=[1, 3.5, -2, 1]),
+        ("Q", ["a", "b", "c", "d"], [1, 0, 2, 1]),
+    ),
+    "ranks": (
+        scored(["a", "b", "c", "d"], ranks=[2, 1, 9, 2]),
+        ("Q", ["a", "b", "c", "d"], [1, 0, 2, 1]),
+    ),
+    "webgpt": (webgpt({"full_text": "Q", "id": "7"}, (-0.5, 0.5)), CHAT[:2] + ([1, 0],)),
+    "webgpt, plain question, tie": (webgpt("Q", (0.0, 0.0)), CHAT[:2] + ([0, 0],)),
+    "SHP, first preferred": (shp(1), CHAT),
+    "SHP, second preferred": (shp(0), CHAT[:2] + ([1, 0],)),
+}
+
+
+@pytest.mark.parametrize(("row", "expected"), CASES.values(), ids=CASES)
+def test_layout_gives_the_comparison_written_by_hand(row, expected):
+    assert read(row) == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_transcripts_are_cut_after_the_last_shared_marker(seed):
+    chance = random.Random(seed)
+    shared = START
+    for _ in range(chance.randrange(4)):
+        words = " ".join(chance.choices(["it", "is", "no", "yes"], k=chance.randint(1, 4)))
+        shared += f" {words}\n\nHuman: {words}\n\nAssistant:"
+    beginning = chance.choice(["", " It is", "\n\nAssist"])
+    answers = [beginning + " a", beginning + chance.choice([" b", "\n\nHuman: c\n\nAssistant: d"])]
+    assert read(transcripts(*(shared + answer for answer in answers))) == (shared, answers, [0, 1])
+
+
+def test_unknown_columns_are_named_with_the_known_ones():
+    with pytest.raises(InputError) as caught:
+        find_reader(["text", "label"], "some.csv")
+    known = [column for layout, _ in LAYOUTS for column in layout]
+    assert known
+    for name in ["some.csv", "text", "label", *known]:
+        assert name in str(caught.value)
+
+
+BAD = [
+    row
+    for bad in (None, 7, NAN, [], ["a"], [None], [bot(None)])
+    for row in (
+        *(pair(bad, "a", "b"), pair("Q", bad, "b"), pair("Q", "a", bad), pair([user("Q")], bad, B)),
+        *(transcripts("a", bad), transcripts(bad, "b"), transcripts(A, bad), transcripts(bad, B)),
+        *(scored(["a", bad], scores=[1, 2]), scored(["a", "b"], scores=bad)),
+        *(webgpt(bad, (0, 1)), webgpt("Q", (0, 1), ("a", bad)), shp(1, history=bad), shp(bad)),
+    )
+]
+BAD += [
+    scored(["a", "b"], **{c: [1, bad]}) for c in ("scores", "ranks") for bad in (None, NAN, "2")
+]
+BAD += [scored(["a", "b"], **{c: n}) for c in ("scores", "ranks") for n in ([1], [1, 2, 3], [])]
+BAD += [webgpt("Q", (0, bad)) for bad in (None, NAN, "2")] + [scored("ab", scores=[1, 2])]
+BAD += [pair(None, A, B), transcripts(A, "b")]
+
+
+@pytest.mark.parametrize("row", BAD)
+def test_bad_values_are_value_errors(row):
+    with pytest.raises(ValueError, match="."):
+        read(row)
+
+
+def test_prompt_is_not_repeated_when_its_messages_carry_other_empty_fields():
+    # Columns of a table have one type each, so that a field of one row is None in all others.
+    answers = [[{**message, "name": None} for message in messages] for messages in (A, B)]
+    prompt, responses, _ = read(pair([user("Q")], *answers))
+    assert [message["content"] for message in prompt] == ["Q"]
+    assert responses == ["a", "b"]
+
+
+def test_message_answers_to_a_text_prompt_make_it_a_conversation():
+    row = scored([[bot("a")], [user("Q"), bot("b")], "c"], scores=[3, 2, 1])
+    assert read(row) == ([user("Q")], ["a", "b", "c"], [0, 1, 2])
