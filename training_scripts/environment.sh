@@ -1,4 +1,4 @@
-# Sourced by the scripts: makes `python` and `deepspeed` ready.
+# Sourced by the scripts: makes `python` and `deepspeed` ready, and reads their arguments.
 #
 # Where torch, deepspeed and the rest import, that Python is used. Otherwise .venv is made from
 # requirements.txt, once. REQUIREMENTS and MODULES may name another list (tests/run.sh does).
@@ -20,3 +20,13 @@ if ! has_packages python; then
     fi
     export PATH="$ROOT/.venv/bin:$PATH"
 fi
+
+# read_arguments DEFAULT_OUTPUT DEFAULT_ZERO_STAGE "$@": sets OUTPUT, ZERO_STAGE and, to the rest, FLAGS
+read_arguments() {
+    OUTPUT="$1" ZERO_STAGE="$2"
+    shift 2
+    if [ $# -gt 0 ] && [[ "$1" != -* ]]; then OUTPUT="$1"; shift; fi
+    if [ $# -gt 0 ] && [[ "$1" != -* ]]; then ZERO_STAGE="$1"; shift; fi
+    FLAGS=("$@")
+    mkdir -p "$OUTPUT"
+}

@@ -36,6 +36,7 @@ def parse_training_arguments(argv: list[str] | None = None) -> argparse.Namespac
     """
     parser = argparse.ArgumentParser(
         prog="main.py",
+        usage="main.py --model_name_or_path MODEL --data_path DATA [DATA ...] [flags; see --help]",
         description="Finetune a causal language model into a reward model with DeepSpeed.",
         formatter_class=_HelpFormatter,
     )
@@ -56,6 +57,7 @@ def parse_evaluation_arguments(argv: list[str] | None = None) -> argparse.Namesp
     """Parse rw_eval.py's command line; a wrong flag or value exits with code 2."""
     parser = argparse.ArgumentParser(
         prog="rw_eval.py",
+        usage="rw_eval.py --model_name_or_path MODEL [flags; see --help]",
         description="Score answers with a reward model. Without --prompt and --data_path it scores "
         "two built-in prompts, each with a good and a bad answer.",
         formatter_class=_HelpFormatter,

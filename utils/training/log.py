@@ -79,6 +79,7 @@ class RunLog:
         shown = {name: result[name] for name in ("loss", "accuracy", "margin")}
         self._write({"step": step, "epoch": epoch, **shown, **values, **rates}, "train")
         self.bar.set_postfix(
+            refresh=False,  # the bar keeps its own pace
             loss=f"{result['loss']:.3f}",
             accuracy=f"{result['accuracy']:.3f}",
             pairs_per_second=f"{result['pairs'] / self.seconds:.1f}",

@@ -9,12 +9,9 @@
 # Override: MODEL, DATA (several, separated by spaces), NUM_GPUS, MASTER_PORT
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../environment.sh"
-OUTPUT="${1:-output/llama-7b-lora}"
-ZERO_STAGE="${2:-3}"
-shift $(($# < 2 ? $# : 2))
+read_arguments output/llama-7b-lora 3 "$@"
 MODEL="${MODEL:-meta-llama/Llama-2-7b-hf}"
 DATA="${DATA:-Dahoas/rm-static}"
-mkdir -p "$OUTPUT"
 deepspeed ${NUM_GPUS:+--num_gpus "$NUM_GPUS"} --master_port "${MASTER_PORT:-29500}" \
     "$ROOT/main.py" \
     --model_name_or_path "$MODEL" \
@@ -35,4 +32,4 @@ deepspeed ${NUM_GPUS:+--num_gpus "$NUM_GPUS"} --master_port "${MASTER_PORT:-2950
     --zero_stage "$ZERO_STAGE" \
     --enable_tensorboard \
     --output_dir "$OUTPUT" \
-    "$@" 2>&1 | tee -a "$OUTPUT/training.log"
+    ${FLAGS[@]+"${FLAGS[@]}"} 2>&1 | tee -a "$OUTPUT/training.log"

@@ -10,14 +10,11 @@
 # Override: MODEL, DATA (a folder with train and test files), SEED
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../environment.sh"
-OUTPUT="${1:-output/opt-tiny}"
-ZERO_STAGE="${2:-0}"
-shift $(($# < 2 ? $# : 2))
+read_arguments output/opt-tiny 0 "$@"
 DEMO="${DEMO:-output/demo}"
 MODEL="${MODEL:-$DEMO/model}"
 DATA="${DATA:-$DEMO/data}"
 SEED="${SEED:-1234}"
-mkdir -p "$OUTPUT"
 {
     PYTHONPATH="$ROOT" python -m utils.data.demo "$DEMO"
     python "$ROOT/main.py" \
@@ -28,14 +25,13 @@ mkdir -p "$OUTPUT"
         --per_device_eval_batch_size 64 \
         --max_seq_len 256 \
         --learning_rate 1e-3 \
-        --weight_decay 0.1 \
         --num_train_epochs 3 \
-        --warmup_ratio 0.1 \
+        --warmup_ratio 0.05 \
         --eval_interval 50 \
         --zero_stage "$ZERO_STAGE" \
         --seed "$SEED" \
         --output_dir "$OUTPUT" --overwrite_output_dir \
-        "$@"
+        ${FLAGS[@]+"${FLAGS[@]}"}
     python "$ROOT/rw_eval.py" --model_name_or_path "$OUTPUT"
     python "$ROOT/rw_eval.py" --model_name_or_path "$OUTPUT" --data_path "$DATA" \
         --data_output_path "$DEMO/cache" --output_dir "$OUTPUT/evaluation"

@@ -12,13 +12,10 @@
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$HERE/../../environment.sh"
-OUTPUT="${1:-output/opt-350m}"
-ZERO_STAGE="${2:-2}"
-shift $(($# < 2 ? $# : 2))
+read_arguments output/opt-350m 2 "$@"
 HOSTFILE="${HOSTFILE:-$HERE/hostfile}"
 MODEL="${MODEL:-facebook/opt-350m}"
 DATA="${DATA:-Dahoas/rm-static}"
-mkdir -p "$OUTPUT"
 deepspeed --hostfile "$HOSTFILE" --master_port "${MASTER_PORT:-29500}" ${LAUNCHER_FLAGS:-} \
     "$ROOT/main.py" \
     --model_name_or_path "$MODEL" \
@@ -33,4 +30,4 @@ deepspeed --hostfile "$HOSTFILE" --master_port "${MASTER_PORT:-29500}" ${LAUNCHE
     --zero_stage "$ZERO_STAGE" \
     --enable_tensorboard \
     --output_dir "$OUTPUT" \
-    "$@" 2>&1 | tee -a "$OUTPUT/training.log"
+    ${FLAGS[@]+"${FLAGS[@]}"} 2>&1 | tee -a "$OUTPUT/training.log"

@@ -8,12 +8,9 @@
 # Override: MODEL, DATA (several, separated by spaces), NUM_GPUS, MASTER_PORT
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../environment.sh"
-OUTPUT="${1:-output/opt-350m}"
-ZERO_STAGE="${2:-2}"
-shift $(($# < 2 ? $# : 2))
+read_arguments output/opt-350m 2 "$@"
 MODEL="${MODEL:-facebook/opt-350m}"
 DATA="${DATA:-Dahoas/rm-static}"
-mkdir -p "$OUTPUT"
 deepspeed ${NUM_GPUS:+--num_gpus "$NUM_GPUS"} --master_port "${MASTER_PORT:-29500}" \
     "$ROOT/main.py" \
     --model_name_or_path "$MODEL" \
@@ -28,4 +25,4 @@ deepspeed ${NUM_GPUS:+--num_gpus "$NUM_GPUS"} --master_port "${MASTER_PORT:-2950
     --zero_stage "$ZERO_STAGE" \
     --enable_tensorboard \
     --output_dir "$OUTPUT" \
-    "$@" 2>&1 | tee -a "$OUTPUT/training.log"
+    ${FLAGS[@]+"${FLAGS[@]}"} 2>&1 | tee -a "$OUTPUT/training.log"
