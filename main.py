@@ -176,6 +176,7 @@ def train(args, engine, rows, eval_batches, collate, device, log) -> dict:
     log.evaluation(0, 0.0, result)
     lengths = np.asarray(rows["length"])
     total_steps, step = count_steps(args, len(rows)), 0
+    engine.train()  # a loaded model has its dropout off
     for epoch in range(args.num_train_epochs):
         plan = training_plan(
             lengths,
@@ -269,7 +270,7 @@ if __name__ == "__main__":
     try:
         main(ARGS)
     except (InputError, FloatingPointError) as error:
-        if distributed.is_main():
+        if distributed.is_first_on_node():
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
     finally:

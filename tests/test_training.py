@@ -147,16 +147,17 @@ def test_one_process_is_a_plain_pytorch_loop(plain_run, oracle):
 @pytest.mark.parametrize(
     ("launcher", "options"),
     [
+        (("deepspeed", "--num_gpus", 2, "--master_port"), ("--zero_stage", 1)),
         (("deepspeed", "--num_gpus", 2, "--master_port"), ("--zero_stage", 2)),
         (
             ("torchrun", "--nproc_per_node", 2, "--master_port"),
             ("--zero_stage", 3, "--gradient_checkpointing"),
         ),
     ],
-    ids=["deepspeed-stage2-accumulation", "torchrun-stage3-checkpointing"],
+    ids=["deepspeed-stage1", "deepspeed-stage2", "torchrun-stage3-checkpointing"],
 )
 def test_two_processes_give_the_losses_of_one(workspace, plain_run, oracle, launcher, options):
-    name = launcher[0]
+    name = f"{launcher[0]}{options[1]}"
     words = flags(workspace, name, 2, 2)
     done = run_command(*launcher, free_port(), "main.py", *words, *options)
     assert done.returncode == 0, done.stderr

@@ -270,7 +270,11 @@ def _add_output(parser):
     add("--output_dir", default="output", help="folder for the model, metrics and curves")
     add("--overwrite_output_dir", action="store_true", help="allow a folder that holds a model")
     add("--logging_steps", type=int, default=1, help="steps between two lines of metrics.jsonl")
-    add("--enable_tensorboard", action="store_true", help="write TensorBoard events")
+    add(
+        "--enable_tensorboard",
+        action="store_true",
+        help="write TensorBoard events of every logged line",
+    )
     add("--tensorboard_path", help="folder for them (default: OUTPUT_DIR/tensorboard)")
     add(
         "--dry_run",

@@ -63,6 +63,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def is_first_on_node() -> bool:
+    """Whether this is the first process of its machine."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def log(message: str) -> None:
     """Print on the first rank."""
     if is_main():
@@ -93,7 +98,7 @@ def barrier() -> None:
 @contextmanager
 def first_on_node():
     """Run the body on each node's first process, then on the others, which find its files."""
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    first = is_first_on_node()
     if not first:
         barrier()
     try:

@@ -59,11 +59,11 @@ def model_card(args, settings: dict, counts: dict, result: dict) -> str:
         result: of the last evaluation (metrics.summarize).
     """
     rows = "\n".join(f"| {title} | {form.format(result[name])} |" for name, title, form in METRICS)
+    alone = "(Transformers' own forward reads the end token: score with `rw_eval.py`)"
     pooling = {
         "end": "the end token",
-        "first_pad": "one padding token after the end token",
-        "mean": "the mean of the values over the answer (Transformers' own forward takes the end "
-        "token alone: score with `rw_eval.py`)",
+        "first_pad": f"one padding token after the end token {alone}",
+        "mean": f"all tokens of the answer, as the mean of their values {alone}",
     }[settings["score_position"]]
     return f"""---
 library_name: transformers

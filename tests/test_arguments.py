@@ -1,0 +1,86 @@
+import pytest
+
+from utils.arguments import SCHEDULERS, parse_evaluation_arguments, parse_training_arguments
+
+# Every flag of DeepSpeed-Chat's step 2, as its users type them.
+DEEPSPEED_CHAT = """--data_path Dahoas/rm-static Dahoas/full-hh-rlhf --data_split 2,4,4
+    --data_output_path /tmp/data_files/ --model_name_or_path facebook/opt-350m
+    --num_padding_at_beginning 1 --per_device_train_batch_size 4 --per_device_eval_batch_size 8
+    --max_seq_len 256 --learning_rate 5e-5 --weight_decay 0.1 --num_train_epochs 2
+    --gradient_accumulation_steps 3 --lr_scheduler_type linear --num_warmup_steps 7
+    --output_dir out --seed 99 --local_rank 1 --gradient_checkpointing --dropout 0.0 --offload
+    --dtype bf16 --zero_stage 2 --lora_dim 128 --lora_module_name decoder.layers.
+    --only_optimize_lora --lora_learning_rate 1e-3 --eval_interval 5 --eval_iters 100
+    --compute_fp32_loss --enable_tensorboard --tensorboard_path tb --add_eot_token --deepspeed
+    --deepspeed_config ds.json"""
+
+
+def test_a_deepspeed_chat_command_line_keeps_its_meaning():
+    args = vars(parse_training_arguments(DEEPSPEED_CHAT.split()))
+    flags = [part.split() for part in ("\n" + DEEPSPEED_CHAT).split("--")[1:]]
+    assert len(flags) == 34
+    for name, *values in flags:
+        value = args[name]
+        if not values:
+            assert value is True, name
+        elif isinstance(value, list) and name == "data_split":
+            assert value == [2, 4, 4]
+        elif isinstance(value, list):
+            assert value == values
+        else:
+            assert type(value)(values[0]) == value, name
+
+
+def test_without_flags_everything_trains_once():
+    args = parse_training_arguments(["--model_name_or_path", "m"])
+    assert args.data_path == ["Dahoas/rm-static"]
+    assert args.data_split is None
+    assert (args.num_train_epochs, args.max_steps, args.zero_stage) == (1, 0, 0)
+    assert args.lr_scheduler_type == "cosine" and "cosine" in SCHEDULERS
+
+
+@pytest.mark.parametrize("parse", [parse_training_arguments, parse_evaluation_arguments])
+def test_every_flag_is_explained(parse, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    names = set(vars(parse(["--model_name_or_path", "m"])))
+    for name in names:
+        block = text.split(f"  --{name}", 1)[1].split("\n  --")[0]
+        assert len(block.split()) > 3, name
+    assert "(default: None)" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt", "a"], "--prompt and --response go together"),
+        (["--prompt", "a", "--response", "b", "--data_path", "c"], "exclude each other"),
+        (["--output_dir", "x"], "--output_dir goes with --data_path"),
+        (["--batch_size", "0", "--data_path", "c"], "--batch_size is 0"),
+    ],
+)
+def test_flags_of_rw_eval_that_contradict(words, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_evaluation_arguments(["--model_name_or_path", "m", *words])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num_warmup_steps", "3", "--warmup_ratio", "0.1"], "exclude each other"),
+        (["--only_optimize_lora"], "--only_optimize_lora needs --lora_dim"),
+        (["--dropout", "1.5"], "--dropout is 1.5"),
+        (["--data_split", "a,b"], "--data_split is 'a,b'"),
+        (["--data_split", "nan,1"], "--data_split is 'nan,1'"),
+        (["--max_grad_norm", "-1"], "--max_grad_norm is -1.0; it must be at least 0"),
+    ],
+)
+def test_flags_of_main_that_contradict(words, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_training_arguments(["--model_name_or_path", "m", *words])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
