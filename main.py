@@ -236,7 +236,6 @@ def run_step(args, engine, batches, device, step: int) -> tuple[torch.Tensor, fl
 def show_plan(args, ds_config, encoder, rows, collate, counts) -> None:
     """Print what a run would do, for --dry_run."""
     batch = PlannedBatches(rows, evaluation_plan(np.ones(2), 2, 0, 1), collate)[0]
-    texts = encoder.tokenizer.batch_decode(batch.input_ids)
     parts = {"arguments": vars(args), "DeepSpeed": ds_config, "data": counts}
     for title, part in parts.items():
         distributed.log(f"{title}: {json.dumps(part, indent=2)}")
@@ -244,12 +243,11 @@ def show_plan(args, ds_config, encoder, rows, collate, counts) -> None:
         f"global batch: {global_batch_size(args)} comparisons, "
         f"{count_steps(args, len(rows))} steps in all"
     )
-    distributed.log(
-        f"one batch of {batch.input_ids.shape[0]} answers, pairs {batch.pairs.tolist()}:"
-    )
-    for number, (text, end) in enumerate(zip(texts, batch.end_index.tolist(), strict=True)):
-        token = encoder.tokenizer.decode(batch.input_ids.flatten()[end])
-        distributed.log(f"[{number}] scored at token {end} ({token}): {text!r}")
+    distributed.log(f"one batch, pairs (better, worse) {batch.pairs.tolist()}:")
+    ends = batch.input_ids.flatten()[batch.end_index]
+    for number, (ids, mask) in enumerate(zip(batch.input_ids, batch.attention_mask, strict=True)):
+        text, end = encoder.tokenizer.decode(ids[mask]), encoder.tokenizer.decode(ends[number])
+        distributed.log(f"[{number}] {mask.sum()} tokens, scored at {end}: {text!r}")
 
 
 def save(args, engine, encoder, counts, result) -> None:

@@ -125,6 +125,7 @@ def draw_curves(lines: list[dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     panels = (
         ("loss", "loss (nats a pair)"),
         ("accuracy", "accuracy (share of pairs)"),
