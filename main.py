@@ -265,11 +265,11 @@ def save(args, engine, encoder, counts, result) -> None:
 
 
 if __name__ == "__main__":
+    exit_code = 0
     try:
         main(ARGS)
     except (InputError, FloatingPointError) as error:
+        exit_code = 2 if isinstance(error, InputError) else 1
         if distributed.is_first_on_node():
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
-    finally:
-        distributed.finish()
+    distributed.leave(exit_code)

@@ -1,5 +1,6 @@
 """Processes: who I am, starting the group, sums over ranks, printing once."""
 
+import atexit
 import os
 import socket
 import sys
@@ -42,10 +43,18 @@ def initialize(local_rank: int = -1) -> torch.device:
     return device
 
 
-def finish() -> None:
-    """Leave the process group."""
+def leave(code: int) -> None:
+    """End the process with an exit code, after the exit handlers but without more teardown.
+
+    gloo's threads outlive the process group. One that drops its last tensor while the interpreter
+    is torn down aborts the process, now and then (pytorch/pytorch#179291).
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def rank() -> int:
