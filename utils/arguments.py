@@ -62,6 +62,20 @@ def parse_evaluation_arguments(argv: list[str] | None = None) -> argparse.Namesp
         "two built-in prompts, each with a good and a bad answer.",
         formatter_class=_HelpFormatter,
     )
+    _add_scoring_input(parser)
+    _add_scoring_settings(parser)
+    args = parser.parse_args(argv)
+    if (args.prompt is None) != (args.response is None):
+        parser.error("--prompt and --response go together")
+    if args.prompt is not None and args.data_path:
+        parser.error("--prompt and --data_path exclude each other")
+    if args.output_dir and not args.data_path:
+        parser.error("--output_dir goes with --data_path")
+    _require(parser, args, 1, "batch_size", "max_seq_len")
+    return args
+
+
+def _add_scoring_input(parser):
     add = parser.add_argument_group("model").add_argument
     add("--model_name_or_path", required=True, help="folder or hub name of the reward model")
     add("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the model")
@@ -86,6 +100,8 @@ def parse_evaluation_arguments(argv: list[str] | None = None) -> argparse.Namesp
         help="with --data_path: folder for scores.jsonl (one line a comparison) and report.json",
     )
 
+
+def _add_scoring_settings(parser):
     add = parser.add_argument_group(
         "text to tokens", "what training used is read from the checkpoint; these override it"
     ).add_argument
@@ -107,15 +123,6 @@ def parse_evaluation_arguments(argv: list[str] | None = None) -> argparse.Namesp
         type=int,
         help="as in main.py: found out from the tokenizer, an error if it contradicts it",
     )
-    args = parser.parse_args(argv)
-    if (args.prompt is None) != (args.response is None):
-        parser.error("--prompt and --response go together")
-    if args.prompt is not None and args.data_path:
-        parser.error("--prompt and --data_path exclude each other")
-    if args.output_dir and not args.data_path:
-        parser.error("--output_dir goes with --data_path")
-    _require(parser, args, 1, "batch_size", "max_seq_len")
-    return args
 
 
 def _add_data(parser):

@@ -33,6 +33,18 @@ def test_saved_model_is_the_model(opt_model, opt_tokenizer, tmp_path):
     assert all(torch.equal(reloaded.model.state_dict()[name], weights[name]) for name in weights)
 
 
+def test_no_shard_of_an_earlier_model_stays(opt_model, opt_tokenizer, tmp_path):
+    model, _ = load(opt_model, opt_tokenizer, new_head=True)
+    weights = model.model.state_dict()
+    model.model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    doubled = {name: 2 * weight for name, weight in weights.items()}
+    hub.save_model(model, doubled, opt_tokenizer, {}, "", str(tmp_path))
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert all(torch.equal(again.state_dict()[name], doubled[name]) for name in doubled)
+    assert [path.name for path in tmp_path.glob("model*")] == ["model.safetensors"]
+
+
 def test_a_failed_save_leaves_the_previous_model_whole(opt_model, opt_tokenizer, tmp_path):
     model, _ = load(opt_model, opt_tokenizer, new_head=True)
     weights = model.model.state_dict()

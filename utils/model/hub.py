@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -135,8 +136,12 @@ def save_model(
         tokenizer.save_pretrained(folder)
         with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as file:
             file.write(card)
-        for name in sorted(os.listdir(folder)):
+        names = sorted(os.listdir(folder))
+        for name in names:
             os.replace(os.path.join(folder, name), os.path.join(output_dir, name))
+    for old in Path(output_dir).glob("model*.safetensors*"):
+        if old.name not in names:  # shards of an earlier model would be loaded with the new one
+            old.unlink()
 
 
 def _draw_head(head: torch.nn.Linear) -> None:
