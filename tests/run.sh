@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint and tests, on any machine with Python 3.10 or newer: what is missing goes into .venv, once.
+# Lint and tests, on any machine with Python 3.11 or newer: what is missing goes into .venv, once.
 #
 #   bash tests/run.sh [arguments of pytest]
 set -euo pipefail
