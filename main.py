@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from utils import distributed
-from utils.data.batching import PaddedCollator, PlannedBatches
+from utils.data.batching import PlannedBatches, load_batches, make_collator
 from utils.data.sampling import evaluation_plan, training_plan
 from utils.data.sources import load_training_data
 from utils.data.tokenization import (
@@ -61,7 +61,7 @@ def main(args) -> None:
     hub.set_dropout(config, args.dropout)
     encoder = prepare_text(args, config)
     train_rows, eval_rows, counts = load_training_data(args, encoder)
-    collate = PaddedCollator(encoder.tokenizer.pad_token_id, args.score_position == "mean")
+    collate = make_collator(encoder)
     if args.dry_run:
         show_plan(args, ds_config, encoder, train_rows, collate, counts)
         return
@@ -153,11 +153,6 @@ def _size(parameter) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
-def batches_of(rows, plan, collate):
-    """Batches in the order of a plan."""
-    return torch.utils.data.DataLoader(PlannedBatches(rows, plan, collate), batch_size=None)
-
-
 def evaluation_batches(args, rows, collate):
     """This rank's share of the evaluation set, sorted by length."""
     plan = evaluation_plan(
@@ -167,7 +162,7 @@ def evaluation_batches(args, rows, collate):
         distributed.world_size(),
         args.eval_iters,
     )
-    return batches_of(rows, plan, collate)
+    return load_batches(rows, plan, collate)
 
 
 def train(args, engine, rows, eval_batches, collate, device, log) -> dict:
@@ -187,7 +182,7 @@ def train(args, engine, rows, eval_batches, collate, device, log) -> dict:
             args.seed,
             epoch,
         )
-        batches = iter(batches_of(rows, [m for micro in plan for m in micro], collate))
+        batches = iter(load_batches(rows, [m for micro in plan for m in micro], collate))
         for number in range(1, len(plan) + 1):
             started, learning_rate = time.perf_counter(), engine.get_lr()[0]
             sums, norm = run_step(args, engine, batches, device, step + 1)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import transformers
 
-from utils.data.batching import PaddedCollator, PlannedBatches
+from utils.data.batching import load_batches, make_collator
 from utils.data.comparison import Comparison
 from utils.data.sampling import evaluation_plan
 from utils.data.sources import count_rows, describe, load_source
@@ -104,11 +104,6 @@ def load_encoder(args, config) -> ComparisonTokenizer:
     return ComparisonTokenizer(tokenizer, settings)
 
 
-def make_collator(encoder: ComparisonTokenizer) -> PaddedCollator:
-    """The collator that the score position needs."""
-    return PaddedCollator(encoder.tokenizer.pad_token_id, encoder.settings.score_position == "mean")
-
-
 def tokenize_prompts(args, encoder: ComparisonTokenizer) -> list[tuple[str, list[str], dict]]:
     """The prompt of the command line, or the built-in ones: title, answers, row of token ids.
 
@@ -167,8 +162,7 @@ def load_rows(args, encoder: ComparisonTokenizer) -> datasets.Dataset:
 def evaluate_rows(args, model, encoder, rows, device) -> None:
     """Score a data set, print its metrics by source, write scores.jsonl and report.json."""
     plan = evaluation_plan(np.asarray(rows["length"]), args.batch_size, rank=0, world_size=1)
-    collate = make_collator(encoder)
-    batches = torch.utils.data.DataLoader(PlannedBatches(rows, plan, collate), batch_size=None)
+    batches = load_batches(rows, plan, make_collator(encoder))
     scores_of, sums = {}, defaultdict(lambda: torch.zeros(len(SUMS), dtype=torch.float64))
     sources = rows["source"]
     for (scores, batch), micro_batch in zip(

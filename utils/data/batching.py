@@ -88,6 +88,11 @@ class PaddedCollator:
         return batch
 
 
+def make_collator(encoder) -> PaddedCollator:
+    """The collator for the rows of a ComparisonTokenizer (tokenization.py)."""
+    return PaddedCollator(encoder.tokenizer.pad_token_id, encoder.settings.score_position == "mean")
+
+
 class PlannedBatches(torch.utils.data.Dataset):
     """A map-style data set whose i-th item is the batch of the i-th micro-batch of a plan.
 
@@ -114,6 +119,11 @@ class PlannedBatches(torch.utils.data.Dataset):
             for values in zip(*(columns[name] for name in names), strict=True)
         ]
         return self.collate(rows, micro_batch.weights)
+
+
+def load_batches(rows, plan: Sequence[MicroBatch], collate) -> torch.utils.data.DataLoader:
+    """Batches in the order of a plan; the arguments are those of PlannedBatches."""
+    return torch.utils.data.DataLoader(PlannedBatches(rows, plan, collate), batch_size=None)
 
 
 def end_positions(

@@ -70,7 +70,7 @@ def _read_webgpt(row, source):
     ranks = ranks_from_scores([_number(row, "score_0"), _number(row, "score_1")])
     question = row["question"]
     text = question.get("full_text") if isinstance(question, dict) else question
-    return Comparison(_user(text), (row["answer_0"], row["answer_1"]), ranks, source)
+    return Comparison(_messages(text, "user"), (row["answer_0"], row["answer_1"]), ranks, source)
 
 
 def _read_shp(row, source):
@@ -78,7 +78,9 @@ def _read_shp(row, source):
     if row["labels"] not in (0, 1):
         raise ValueError(f"labels is {row['labels']!r}; expected 0 or 1")
     answers = (row["human_ref_A"], row["human_ref_B"])
-    return Comparison(_user(row["history"]), answers, (1 - row["labels"], row["labels"]), source)
+    return Comparison(
+        _messages(row["history"], "user"), answers, (1 - row["labels"], row["labels"]), source
+    )
 
 
 # The first whose columns are all there reads the data set.
@@ -90,10 +92,6 @@ LAYOUTS: tuple[tuple[tuple[str, ...], Reader], ...] = (
     (("question", "answer_0", "answer_1", "score_0", "score_1"), _read_webgpt),
     (("history", "human_ref_A", "human_ref_B", "labels"), _read_shp),
 )
-
-
-def _user(text):
-    return [{"role": "user", "content": text}]
 
 
 def _comparison(prompt, responses, ranks, source) -> Comparison:
