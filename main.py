@@ -24,7 +24,7 @@ import transformers
 
 from utils import distributed
 from utils.data.batching import PlannedBatches, load_batches, make_collator
-from utils.data.sampling import evaluation_plan, training_plan
+from utils.data.sampling import Grouping, MicroBatch, evaluation_plan, padded_tokens, training_plan
 from utils.data.sources import load_training_data
 from utils.data.tokenization import (
     ComparisonTokenizer,
@@ -37,6 +37,7 @@ from utils.evaluation.report import model_card
 from utils.evaluation.scoring import evaluate
 from utils.model import hub
 from utils.model.adapters import add_lora
+from utils.model.shared_prefix import choose_layout
 from utils.training.engine import (
     build_engine,
     deepspeed_config,
@@ -46,6 +47,7 @@ from utils.training.engine import (
 )
 from utils.training.log import RunLog, write_arguments
 from utils.training.loss import pairwise_loss
+from utils.training.throughput import Throughput, parameter_size
 
 
 def main(args) -> None:
@@ -59,18 +61,25 @@ def main(args) -> None:
     ds_config = deepspeed_config(args, distributed.world_size())
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
     hub.set_dropout(config, args.dropout)
+    args.batch_layout, notes = choose_layout(config, args.batch_layout)
+    for note in notes:
+        distributed.log(note)
     encoder = prepare_text(args, config)
     train_rows, eval_rows, counts = load_training_data(args, encoder)
-    collate = make_collator(encoder)
+    collate = make_collator(encoder, args.batch_layout, args.pad_to_multiple_of)
+    plans, eval_plan = make_plans(args, train_rows, eval_rows)
+    counts["tokens_per_epoch"] = count_tokens(train_rows, plans[0], device)
     if args.dry_run:
-        show_plan(args, ds_config, encoder, train_rows, collate, counts)
+        show_plan(args, ds_config, encoder, train_rows, collate, counts, plans)
         return
-    write_arguments(args, ds_config, counts, global_batch_size(args))
-    total_steps = count_steps(args, len(train_rows))
+    write_arguments(args, ds_config, counts, global_batch_size(args, plans, len(train_rows)))
+    total_steps = count_steps(args, plans)
     engine = build_model_and_engine(args, config, encoder.tokenizer, ds_config, total_steps)
-    eval_batches = evaluation_batches(args, eval_rows, collate)
-    log = RunLog(args, total_steps, engine.monitor)
-    result = train(args, engine, train_rows, eval_batches, collate, device, log)
+    throughput = Throughput(engine.module, device, args.dtype, distributed.world_size())
+    log = RunLog(args, total_steps, engine.monitor, throughput)
+    eval_batches = load_batches(eval_rows, eval_plan, collate)
+    train_batches = [load_batches(train_rows, [m for s in p for m in s], collate) for p in plans]
+    result = train(args, engine, train_batches, eval_batches, device, log)
     log.finish()
     save(args, engine, encoder, counts, result)
 
@@ -108,15 +117,45 @@ def prepare_text(args, config) -> ComparisonTokenizer:
     return ComparisonTokenizer(tokenizer, settings)
 
 
-def count_steps(args, comparisons: int) -> int:
+def make_plans(args, train_rows, eval_rows):
+    """This rank's micro-batches: the steps of each epoch, and one pass over the evaluation set."""
+    packed, limit = args.batch_layout == "packed", args.max_tokens_per_micro_batch
+    rank, world_size = distributed.rank(), distributed.world_size()
+
+    def group(rows, batch_size, accumulation):
+        sizes = np.asarray(rows["tokens" if packed else "length"])
+        return Grouping(sizes, batch_size, accumulation, world_size, packed, limit)
+
+    batch_size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    grouping = group(train_rows, batch_size, accumulation)
+    plans = [training_plan(grouping, rank, args.seed, e) for e in range(args.num_train_epochs)]
+    grouping = group(eval_rows, args.per_device_eval_batch_size, 1)
+    return plans, evaluation_plan(grouping, rank, args.eval_iters)
+
+
+def count_tokens(rows, plan, device) -> dict[str, int]:
+    """Tokens of an epoch over all ranks, packed and with the same micro-batches padded."""
+    answers = np.asarray([len(numbers) for numbers in rows["answers"]])
+    padded = padded_tokens([m for step in plan for m in step], answers, np.asarray(rows["length"]))
+    padded = int(distributed.sum_over_ranks(torch.tensor([padded], device=device)))
+    packed = sum(rows["tokens"])
+    distributed.log(
+        f"an epoch has {packed:,} tokens packed; padded to the longest answer of each micro-batch "
+        f"{padded:,}, {padded / packed:.1f} times as many"
+    )
+    return {"packed": packed, "padded": padded}
+
+
+def count_steps(args, plans) -> int:
     """Optimiser steps of the whole run."""
-    per_step = global_batch_size(args)
-    steps = -(-comparisons // per_step) * args.num_train_epochs
+    steps = sum(map(len, plans))
     return min(steps, args.max_steps or steps)
 
 
-def global_batch_size(args) -> int:
-    """Comparisons in an optimiser step, over all ranks."""
+def global_batch_size(args, plans, comparisons: int) -> float:
+    """Comparisons in an optimiser step over all ranks; on average, where tokens limit them."""
+    if args.max_tokens_per_micro_batch:
+        return round(comparisons / len(plans[0]), 1)
     micro_batches = args.gradient_accumulation_steps * distributed.world_size()
     return args.per_device_train_batch_size * micro_batches
 
@@ -132,6 +171,7 @@ def build_model_and_engine(args, config, tokenizer, ds_config, total_steps):
         args.model_name_or_path,
         config,
         tokenizer,
+        layout=args.batch_layout,
         new_head=True,
         trust_remote_code=args.trust_remote_code,
     )
@@ -143,55 +183,30 @@ def build_model_and_engine(args, config, tokenizer, ds_config, total_steps):
         distributed.log(f"LoRA of rank {args.lora_dim} on {layers} linear layers")
     if args.gradient_checkpointing:
         model.model.activation_checkpointing_enable()
-    trained = sum(_size(p) for p in model.parameters() if p.requires_grad)
-    distributed.log(f"{trained:,} of {sum(map(_size, model.parameters())):,} parameters train")
+    sizes = {p: parameter_size(p) for p in model.parameters()}
+    trained = sum(size for p, size in sizes.items() if p.requires_grad)
+    distributed.log(f"{trained:,} of {sum(sizes.values()):,} parameters train")
     transformers.set_seed(args.seed + distributed.rank())  # other dropout on every rank
     return build_engine(model, ds_config, args, total_steps)
 
 
-def _size(parameter) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())
-
-
-def evaluation_batches(args, rows, collate):
-    """This rank's share of the evaluation set, sorted by length."""
-    plan = evaluation_plan(
-        np.asarray(rows["length"]),
-        args.per_device_eval_batch_size,
-        distributed.rank(),
-        distributed.world_size(),
-        args.eval_iters,
-    )
-    return load_batches(rows, plan, collate)
-
-
-def train(args, engine, rows, eval_batches, collate, device, log) -> dict:
+def train(args, engine, train_batches, eval_batches, device, log) -> dict:
     """The loop: evaluate, then steps with evaluations between; returns the last evaluation."""
     result = evaluate(engine, eval_batches, device)
     log.evaluation(0, 0.0, result)
-    lengths = np.asarray(rows["length"])
-    total_steps, step = count_steps(args, len(rows)), 0
+    step, total_steps = 0, log.bar.total
     engine.train()  # a loaded model has its dropout off
-    for epoch in range(args.num_train_epochs):
-        plan = training_plan(
-            lengths,
-            args.per_device_train_batch_size,
-            args.gradient_accumulation_steps,
-            distributed.rank(),
-            distributed.world_size(),
-            args.seed,
-            epoch,
-        )
-        batches = iter(load_batches(rows, [m for micro in plan for m in micro], collate))
-        for number in range(1, len(plan) + 1):
+    for epoch, loader in enumerate(train_batches):
+        batches, steps = iter(loader), len(loader) // args.gradient_accumulation_steps
+        for number in range(1, steps + 1):
             started, learning_rate = time.perf_counter(), engine.get_lr()[0]
             sums, norm = run_step(args, engine, batches, device, step + 1)
             step += 1
-            passed = epoch + number / len(plan)
+            passed = epoch + number / steps
             seconds = time.perf_counter() - started
             values = {"skipped_steps": engine.skipped_steps} if args.dtype == "fp16" else {}
             log.step(step, passed, sums, seconds, lr=learning_rate, grad_norm=norm, **values)
-            at_end = number == len(plan) or step == total_steps
+            at_end = number == steps or step == total_steps
             if at_end or (args.eval_interval and step % args.eval_interval == 0):
                 result = evaluate(engine, eval_batches, device)
                 log.evaluation(step, passed, result)
@@ -209,14 +224,14 @@ def run_step(args, engine, batches, device, step: int) -> tuple[torch.Tensor, fl
     Raises:
         FloatingPointError: the loss is not finite; in fp16, the loss scaler skips such a step.
     """
-    sums = torch.zeros(len(SUMS) + 2, dtype=torch.float64, device=device)
+    sums = torch.zeros(len(SUMS) + 4, dtype=torch.float64, device=device)
     for micro_step in range(args.gradient_accumulation_steps):
-        batch = next(batches).to(device)
+        batch = next(batches)
+        sums[len(SUMS) :] += batch.work().to(device)
+        batch = batch.to(device)
         scores = engine(batch)
         engine.backward(pairwise_loss(scores, batch.pairs, batch.weight))
         sums[: len(SUMS)] += comparison_sums(scores.detach(), batch).sum(dim=0)
-        sums[-2] += batch.attention_mask.sum()
-        sums[-1] += batch.attention_mask.numel()
         if micro_step < args.gradient_accumulation_steps - 1:
             engine.step()  # only counts the micro-batch
     distributed.sum_over_ranks(sums)
@@ -228,21 +243,25 @@ def run_step(args, engine, batches, device, step: int) -> tuple[torch.Tensor, fl
     return sums, step_engine(engine)
 
 
-def show_plan(args, ds_config, encoder, rows, collate, counts) -> None:
+def show_plan(args, ds_config, encoder, rows, collate, counts, plans) -> None:
     """Print what a run would do, for --dry_run."""
-    batch = PlannedBatches(rows, evaluation_plan(np.ones(2), 2, 0, 1), collate)[0]
     parts = {"arguments": vars(args), "DeepSpeed": ds_config, "data": counts}
     for title, part in parts.items():
         distributed.log(f"{title}: {json.dumps(part, indent=2)}")
     distributed.log(
-        f"global batch: {global_batch_size(args)} comparisons, "
-        f"{count_steps(args, len(rows))} steps in all"
+        f"global batch: {global_batch_size(args, plans, len(rows)):g} comparisons, "
+        f"{count_steps(args, plans)} steps in all"
     )
-    distributed.log(f"one batch, pairs (better, worse) {batch.pairs.tolist()}:")
-    ends = batch.input_ids.flatten()[batch.end_index]
-    for number, (ids, mask) in enumerate(zip(batch.input_ids, batch.attention_mask, strict=True)):
-        text, end = encoder.tokenizer.decode(ids[mask]), encoder.tokenizer.decode(ends[number])
-        distributed.log(f"[{number}] {mask.sum()} tokens, scored at {end}: {text!r}")
+    batch = PlannedBatches(rows, [MicroBatch([0, 1], [1.0, 1.0])], collate)[0]
+    distributed.log(
+        f"one batch, {args.batch_layout}, {batch.attention_mask.sum()} tokens, pairs (better, "
+        f"worse) {batch.pairs.tolist()}:"
+    )
+    ends = encoder.tokenizer.batch_decode(batch.input_ids.flatten()[batch.end_index][:, None])
+    sequences = [ids for row in rows[[0, 1]]["input_ids"] for ids in row]
+    for number, (ids, end) in enumerate(zip(sequences, ends, strict=True)):
+        text = encoder.tokenizer.decode(ids)
+        distributed.log(f"[{number}] {len(ids)} tokens, scored at {end}: {text!r}")
 
 
 def save(args, engine, encoder, counts, result) -> None:

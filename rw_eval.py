@@ -25,7 +25,7 @@ import transformers
 
 from utils.data.batching import load_batches, make_collator
 from utils.data.comparison import Comparison
-from utils.data.sampling import evaluation_plan
+from utils.data.sampling import Grouping, evaluation_plan
 from utils.data.sources import count_rows, describe, load_source
 from utils.data.tokenization import (
     ComparisonTokenizer,
@@ -37,6 +37,7 @@ from utils.evaluation.metrics import SUMS, comparison_sums, summarize
 from utils.evaluation.report import print_results, print_scores
 from utils.evaluation.scoring import score_batches
 from utils.model import hub
+from utils.model.shared_prefix import choose_layout
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -64,7 +65,11 @@ def main(args) -> None:
     transformers.utils.logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
+    args.batch_layout, notes = choose_layout(config, args.batch_layout)
     encoder = load_encoder(args, config)
+    collate = make_collator(encoder, args.batch_layout, args.pad_to_multiple_of)
+    for note in notes:
+        print(note)
     # Text before the model: what is wrong with it shows at once.
     work = load_rows(args, encoder) if args.data_path else tokenize_prompts(args, encoder)
     model, _ = hub.load_model(
@@ -72,13 +77,14 @@ def main(args) -> None:
         config,
         encoder.tokenizer,
         dtype=DTYPES[args.dtype],
+        layout=args.batch_layout,
         trust_remote_code=args.trust_remote_code,
     )
     model.to(device).eval()
     if args.data_path:
-        evaluate_rows(args, model, encoder, work, device)
+        evaluate_rows(args, model, encoder, collate, work, device)
     else:
-        score_prompts(args, model, encoder, work, device)
+        score_prompts(args, model, collate, work, device)
 
 
 def load_encoder(args, config) -> ComparisonTokenizer:
@@ -129,9 +135,9 @@ def tokenize_prompts(args, encoder: ComparisonTokenizer) -> list[tuple[str, list
     return work
 
 
-def score_prompts(args, model, encoder, work, device) -> None:
+def score_prompts(args, model, collate, work, device) -> None:
     """Score and print what `tokenize_prompts` made."""
-    batches = [make_collator(encoder)([row], [1.0]) for _, _, row in work]
+    batches = [collate([row], [1.0]) for _, _, row in work]
     for (title, answers, _), (scores, _) in zip(
         work, score_batches(model, batches, device, "Scoring"), strict=True
     ):
@@ -159,10 +165,12 @@ def load_rows(args, encoder: ComparisonTokenizer) -> datasets.Dataset:
     return rows
 
 
-def evaluate_rows(args, model, encoder, rows, device) -> None:
+def evaluate_rows(args, model, encoder, collate, rows, device) -> None:
     """Score a data set, print its metrics by source, write scores.jsonl and report.json."""
-    plan = evaluation_plan(np.asarray(rows["length"]), args.batch_size, rank=0, world_size=1)
-    batches = load_batches(rows, plan, make_collator(encoder))
+    packed = args.batch_layout == "packed"
+    sizes = np.asarray(rows["tokens" if packed else "length"])
+    plan = evaluation_plan(Grouping(sizes, args.batch_size, packed=packed))
+    batches = load_batches(rows, plan, collate)
     scores_of, sums = {}, defaultdict(lambda: torch.zeros(len(SUMS), dtype=torch.float64))
     sources = rows["source"]
     for (scores, batch), micro_batch in zip(

@@ -106,7 +106,7 @@ def save_language_model(folder: Path, tokenizer, family: str = "opt", **changes)
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        **{**SIZES[family], **changes},
+        **{**SIZES.get(family, {}), **changes},
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

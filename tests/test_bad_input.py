@@ -77,6 +77,24 @@ def test_more_tokens_than_the_model_has_positions(tmp_path, good_data, opt_model
     assert re.search("--max_seq_len is 512, but .* has 256 positions", said)
 
 
+def test_micro_batches_that_no_comparison_fits_into(tmp_path, good_data, opt_model):
+    said = refuse(tmp_path, good_data, opt_model, "--max_tokens_per_micro_batch", 20)
+    assert re.search(r"batch is 20, but a comparison has \d+ tokens: give at least that", said)
+
+
+def test_micro_batches_by_tokens_that_are_padded(tmp_path, good_data, opt_model):
+    words = ("--max_tokens_per_micro_batch", 900, "--batch_layout", "padded")
+    said = refuse(tmp_path, good_data, opt_model, *words)
+    assert "batches are padded: give --per_device_train_batch_size" in said
+
+
+def test_a_family_that_cannot_be_packed(tmp_path, good_data, gpt2_tokenizer):
+    sizes = {"hidden_size": 16, "n_layer": 1, "n_head": 2}
+    model = save_language_model(tmp_path / "bloom", gpt2_tokenizer, "bloom", **sizes)
+    said = refuse(tmp_path, good_data, model, "--batch_layout", "packed")
+    assert re.search("packed: bloom does not let its attention.*give --batch_layout padded", said)
+
+
 def test_an_output_folder_that_holds_a_model(tmp_path, good_data, opt_model):
     output = tmp_path / "output"
     output.mkdir()
@@ -92,6 +110,8 @@ def test_an_output_folder_that_holds_a_model(tmp_path, good_data, opt_model):
         ("--per_device_train_batch_size", 0),
         ("--per_device_eval_batch_size", -1),
         ("--gradient_accumulation_steps", 0),
+        ("--max_tokens_per_micro_batch", -1),
+        ("--batch_layout", "sorted"),
         ("--learning_rate", "nan"),
         ("--data_split", "2,0,8"),
         ("--eval_fraction", 1.5),

@@ -71,7 +71,7 @@ def parse_evaluation_arguments(argv: list[str] | None = None) -> argparse.Namesp
         parser.error("--prompt and --data_path exclude each other")
     if args.output_dir and not args.data_path:
         parser.error("--output_dir goes with --data_path")
-    _require(parser, args, 1, "batch_size", "max_seq_len")
+    _require(parser, args, 1, "batch_size", "max_seq_len", "pad_to_multiple_of")
     return args
 
 
@@ -95,6 +95,7 @@ def _add_scoring_input(parser):
     )
     add("--data_output_path", help="where tokenised data is cached (default: datasets' own cache)")
     add("--batch_size", type=int, default=16, help="comparisons in a batch")
+    _add_layout(add)
     add(
         "--output_dir",
         help="with --data_path: folder for scores.jsonl (one line a comparison) and report.json",
@@ -202,6 +203,14 @@ def _add_model(parser):
 def _add_optimization(parser):
     add = parser.add_argument_group("optimisation (batch sizes count comparisons)").add_argument
     add("--per_device_train_batch_size", type=int, default=16, help="comparisons a micro-batch")
+    add(
+        "--max_tokens_per_micro_batch",
+        type=int,
+        default=0,
+        help="instead of a fixed number of comparisons: as many as have this many tokens together, "
+        "in training and evaluation; 0: the fixed number",
+    )
+    _add_layout(add)
     add("--gradient_accumulation_steps", type=int, default=1, help="micro-batches a step")
     add("--learning_rate", type=float, default=5e-5, help="peak learning rate")
     add("--weight_decay", type=float, default=0.0, help="AdamW's decay; none on biases and norms")
@@ -218,6 +227,22 @@ def _add_optimization(parser):
         help="kept for DeepSpeed-Chat command lines: the loss is always computed in fp32",
     )
     add("--seed", type=int, default=1234, help="of the head, the data order and the dropout")
+
+
+def _add_layout(add):
+    add(
+        "--batch_layout",
+        choices=("packed", "padded"),
+        help="packed: one row without padding, the tokens that the answers of a comparison share "
+        "are computed once; padded: a row for each answer; same scores (default: packed where the "
+        "model family can)",
+    )
+    add(
+        "--pad_to_multiple_of",
+        type=int,
+        default=1,
+        help="fill the packed row up to a multiple of this many tokens",
+    )
 
 
 def _add_lora(parser):
@@ -309,6 +334,7 @@ def _check_training(parser, args):
         "num_train_epochs",
         "logging_steps",
         "num_workers",
+        "pad_to_multiple_of",
     )
     _require(parser, args, 8, "max_seq_len")
     _require(
@@ -320,6 +346,7 @@ def _check_training(parser, args):
         "weight_decay",
         "max_grad_norm",
         "max_steps",
+        "max_tokens_per_micro_batch",
         "num_warmup_steps",
         "lora_dim",
         "eval_interval",

@@ -1,10 +1,20 @@
-import random
+from dataclasses import fields
+from itertools import combinations
+from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import pytest
 import torch
 
-from utils.data.batching import PaddedCollator, PlannedBatches, end_positions
+from utils.data.batching import (
+    PackedCollator,
+    PaddedCollator,
+    PlannedBatches,
+    Segments,
+    end_positions,
+    make_collator,
+)
 from utils.data.comparison import Comparison
 from utils.data.sampling import MicroBatch
 from utils.data.tokenization import (
@@ -17,23 +27,39 @@ from utils.data.tokenization import (
 PAD = 1
 
 
+def slow_shared(sequences):
+    count = 0
+    while all(
+        count < len(ids) and ids[: count + 1] == sequences[0][: count + 1] for ids in sequences
+    ):
+        count += 1
+    return count
+
+
+def make_row(sequences, chance):
+    """A tokenised comparison: some of its answers, in order, have these token ids."""
+    total = len(sequences) + int(chance.integers(0, 3))
+    return {
+        "input_ids": sequences,
+        "answers": sorted(chance.permutation(total)[: len(sequences)].tolist()),
+        "ranks": chance.integers(0, 3, total).tolist(),
+        "answer_starts": [int(chance.integers(len(ids))) for ids in sequences],
+        "shared": slow_shared(sequences),
+    }
+
+
 def random_rows(seed, comparisons=4):
-    chance = random.Random(seed)
+    chance = np.random.default_rng(seed)
     rows = []
     for _ in range(comparisons):
-        total = chance.randint(2, 5)
-        answers = sorted(chance.sample(range(total), chance.randint(2, total)))
         # Few tokens, padding among them: answers repeat each other and contain the padding id.
-        ids = [[chance.randint(0, 2) for _ in range(chance.randint(1, 4))] for _ in answers]
-        rows.append(
-            {
-                "input_ids": ids,
-                "answers": answers,
-                "ranks": [chance.randint(0, 2) for _ in range(total)],
-                "answer_starts": [chance.randrange(len(sequence)) for sequence in ids],
-            }
-        )
-    return rows, [chance.choice([0.0, 1.0, 1.5]) for _ in rows]
+        prompt = chance.integers(0, 3, chance.integers(0, 6)).tolist()
+        answers = [
+            chance.integers(0, 3, chance.integers(1, 5)).tolist()
+            for _ in range(chance.choice([2, 3, 5, 11]))
+        ]
+        rows.append(make_row([prompt + ids for ids in answers], chance))
+    return rows, chance.choice([0.0, 1.0, 1.5], comparisons).tolist()
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -76,14 +102,273 @@ def test_padded_collator_equals_a_slow_loop(seed):
     assert {batch.input_ids.dtype, batch.end_index.dtype, batch.pairs.dtype} == {torch.int64}
 
 
-def test_batch_of_all_equals_its_comparisons_one_by_one():
+@pytest.mark.parametrize("collate", [PaddedCollator(PAD), PackedCollator(PAD)])
+def test_batch_of_all_equals_its_comparisons_one_by_one(collate):
     rows, weights = random_rows(99, comparisons=6)
-    batch = PaddedCollator(PAD)(rows, weights)
+    batch = collate(rows, weights)
     assert batch.mean_index is None and batch.mean_answer is None
-    alone = [PaddedCollator(PAD)([row], [w]) for row, w in zip(rows, weights, strict=True)]
+    alone = [collate([row], [w]) for row, w in zip(rows, weights, strict=True)]
     assert torch.equal(batch.weight, torch.cat([one.weight for one in alone]))
     tokens = batch.input_ids.flatten()[batch.end_index]
     assert torch.equal(tokens, torch.cat([one.input_ids.flatten()[one.end_index] for one in alone]))
+
+
+CASES = {
+    "two answers": [[5, 6, 7], [5, 6, 8, 9]],
+    "an answer that begins another": [[5, 6], [5, 6, 7, 8]],
+    "an answer that begins the one before it": [[5, 6, 7, 8], [5, 6]],
+    "all answers equal": [[5, 6, 7]] * 3,
+    "two answers equal": [[5, 6, 7], [5, 8], [5, 6, 7]],
+    "nothing in common": [[5, 6], [7], [8, 6, 5]],
+    "one token in common": [[5, 6, 7], [5, 8, 9]],
+    "tails of one token": [[5, 6, 7], [5, 6, 8], [5, 6, 9]],
+    "only some answers go on together": [[5, 6, 7], [5, 6, 8], [5, 9]],
+    "one token each": [[5], [6]],
+    "padding token in the text": [[PAD, 5, PAD], [PAD, 5, 6]],
+    "five answers": [[5, 6, *range(9, 9 + length)] for length in (3, 1, 0, 4, 2)],
+    "eleven answers": [[5, 6, 7, *[number] * (number % 4 + 1)] for number in range(20, 31)],
+}
+
+
+def rows_of(sample):
+    """Rows and weights of a case alone, of all cases, or random ones."""
+    if isinstance(sample, int):
+        return random_rows(sample)
+    chance = np.random.default_rng(0)
+    sequences = list(CASES.values()) if sample == "all of these" else [CASES[sample]]
+    return [make_row(ids, chance) for ids in sequences], [1.5, *[0.5] * (len(sequences) - 1)]
+
+
+EACH_SAMPLE = pytest.mark.parametrize("sample", [*CASES, "all of these", *range(10)])
+EACH_MULTIPLE = pytest.mark.parametrize("multiple", [1, 8, 64])
+
+
+def keys_of_ends(batch):
+    """The keys of each answer's last token, in order: the answer's chain of tokens."""
+    ends = batch.end_segments
+    assert ends.query_lengths == [1] * len(batch.end_index)
+    assert ends.query_starts.tolist() == list(range(len(batch.end_index) + 1))
+    chains, start = [], 0
+    for length, key_start in zip(ends.key_lengths, ends.key_starts.tolist(), strict=False):
+        assert key_start == start
+        chains.append(ends.key_index.tolist()[start : start + length])
+        start += length
+    assert ends.key_starts.tolist()[-1] == start == len(ends.key_index)
+    return chains
+
+
+def packed_tokens(rows):
+    """Comparison, position and answers of each token of a packed row, in its order."""
+    tokens = []
+    for number, row in enumerate(rows):
+        everyone = set(range(len(row["input_ids"])))
+        tokens += [(number, position, everyone) for position in range(row["shared"])]
+        for answer, ids in enumerate(row["input_ids"]):
+            tokens += [(number, p, {answer}) for p in range(row["shared"], len(ids))]
+    return tokens
+
+
+def fill_up(tokens, multiple):
+    while tokens % multiple:
+        tokens += 1
+    return tokens
+
+
+@EACH_SAMPLE
+def test_chains_of_a_packed_batch_are_the_answers(sample):
+    rows, weights = rows_of(sample)
+    batch = PackedCollator(PAD, multiple=8)(rows, weights)
+    ids, positions = batch.input_ids[0].tolist(), batch.position_ids[0].tolist()
+    chains = keys_of_ends(batch)
+    sequences = [sequence for row in rows for sequence in row["input_ids"]]
+    assert [[ids[key] for key in chain] for chain in chains] == sequences
+    assert [[positions[key] for key in chain] for chain in chains] == [
+        list(range(len(sequence))) for sequence in sequences
+    ]
+    assert [chain[-1] for chain in chains] == batch.end_index.tolist()
+
+
+@EACH_SAMPLE
+def test_packed_answers_share_the_tokens_that_all_begin_with_and_no_others(sample):
+    rows, weights = rows_of(sample)
+    batch = PackedCollator(PAD)(rows, weights)
+    chains = keys_of_ends(batch)
+    owners = [row for row in rows for _ in row["input_ids"]]
+    for (chain, row), (other, other_row) in combinations(zip(chains, owners, strict=True), 2):
+        common = chain[: row["shared"]] if row is other_row else []
+        assert sorted(set(chain) & set(other)) == common
+    tokens = sorted({key for chain in chains for key in chain})
+    assert tokens == list(range(len(packed_tokens(rows)))) == list(range(batch.input_ids.shape[1]))
+
+
+@EACH_SAMPLE
+@EACH_MULTIPLE
+def test_packed_tokens_see_what_stands_before_them_in_an_answer(sample, multiple):
+    rows, weights = rows_of(sample)
+    batch = PackedCollator(PAD, multiple=multiple)(rows, weights)
+    segments, width = batch.segments, batch.input_ids.shape[1]
+    keys, positions = segments.key_index.tolist(), batch.position_ids[0].tolist()
+    # Counted, not only marked: a key that stood twice would weigh twice in the softmax.
+    seen = np.zeros((width, width), dtype=int)
+    query_start = key_start = 0
+    for queries, length in zip(segments.query_lengths, segments.key_lengths, strict=True):
+        piece = keys[key_start : key_start + length]
+        for query in range(queries):
+            for key in piece[: length - queries + query + 1]:
+                seen[query_start + query, key] += 1
+        if query_start < len(packed_tokens(rows)):
+            # A sliding window counts keys, so they stand in the order of their positions.
+            assert [positions[key] for key in piece] == list(range(length))
+        query_start, key_start = query_start + queries, key_start + length
+    assert query_start == width and key_start == len(keys)
+    tokens = packed_tokens(rows)
+    expected = np.zeros((len(tokens), len(tokens)), dtype=int)
+    for a, (comparison, position, answers) in enumerate(tokens):
+        for b, (other, earlier, with_answers) in enumerate(tokens):
+            same_chain = comparison == other and answers & with_answers
+            expected[a, b] = bool(same_chain and earlier <= position)
+    assert seen[: len(tokens), : len(tokens)].tolist() == expected.tolist()
+    assert not seen[: len(tokens), len(tokens) :].any()
+    assert not seen[len(tokens) :, : len(tokens)].any()
+    assert seen.any(axis=1).all()  # a softmax over nothing is not a number
+
+
+@EACH_SAMPLE
+def test_starts_of_segments_are_the_sums_of_the_lengths_before(sample):
+    batch = PackedCollator(PAD, multiple=8)(*rows_of(sample))
+    for segments in (batch.segments, batch.end_segments):
+        for lengths, starts in (
+            (segments.query_lengths, segments.query_starts),
+            (segments.key_lengths, segments.key_starts),
+        ):
+            assert min(lengths) > 0
+            assert starts.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+            assert starts.dtype == torch.int32  # what the kernel takes
+        assert segments.key_index.dtype == torch.int64
+
+
+@EACH_SAMPLE
+@EACH_MULTIPLE
+def test_packed_row_is_filled_up_to_the_multiple_with_padding(sample, multiple):
+    rows, weights = rows_of(sample)
+    batch = PackedCollator(PAD, multiple=multiple)(rows, weights)
+    tokens = sum(len(ids) for row in rows for ids in row["input_ids"])
+    tokens -= sum(row["shared"] * (len(row["input_ids"]) - 1) for row in rows)
+    width = fill_up(tokens, multiple)
+    padding = width - tokens
+    for part in (batch.input_ids, batch.attention_mask, batch.position_ids):
+        assert part.shape == (1, width)
+    assert batch.attention_mask[0].tolist() == [True] * tokens + [False] * padding
+    assert batch.input_ids[0, tokens:].tolist() == [PAD] * padding
+    assert batch.attention_mask.dtype == torch.bool
+    assert {batch.input_ids.dtype, batch.position_ids.dtype, batch.end_index.dtype} == {torch.int64}
+
+
+@EACH_SAMPLE
+@pytest.mark.parametrize("mean_score", [False, True])
+def test_packed_and_padded_batches_have_the_same_pairs_and_counts(sample, mean_score):
+    rows, weights = rows_of(sample)
+    padded = PaddedCollator(PAD, mean_score)(rows, weights)
+    packed = PackedCollator(PAD, mean_score, multiple=8)(rows, weights)
+    for name in ("pairs", "weight", "answer_counts", "pair_counts"):
+        assert torch.equal(getattr(packed, name), getattr(padded, name))
+    ends = [batch.input_ids.flatten()[batch.end_index] for batch in (padded, packed)]
+    assert torch.equal(*ends)
+
+
+@EACH_SAMPLE
+def test_packed_and_padded_batches_take_the_mean_over_the_same_tokens(sample):
+    rows, weights = rows_of(sample)
+    found = []
+    for collate in (PaddedCollator(PAD, True), PackedCollator(PAD, True, multiple=8)):
+        batch = collate(rows, weights)
+        assert batch.end_segments is None  # all tokens are scored, not the ends alone
+        assert batch.mean_index.dtype == batch.mean_answer.dtype == torch.int64
+        answers = [[] for _ in batch.end_index]
+        for index, answer in zip(batch.mean_index, batch.mean_answer, strict=True):
+            place = batch.input_ids.flatten()[index], batch.position_ids.flatten()[index]
+            answers[answer].append(tuple(map(int, place)))
+        found.append(answers)
+    starts = [start for row in rows for start in row["answer_starts"]]
+    sequences = [ids for row in rows for ids in row["input_ids"]]
+    expected = [
+        [(ids[position], position) for position in range(start, len(ids))]
+        for ids, start in zip(sequences, starts, strict=True)
+    ]
+    assert found == [expected, expected]
+
+
+@EACH_SAMPLE
+def test_work_of_a_batch_equals_a_slow_loop(sample):
+    rows, weights = rows_of(sample)
+    sequences = [ids for row in rows for ids in row["input_ids"]]
+    alone = sum(map(len, sequences))
+    seen_alone = sum(position + 1 for ids in sequences for position in range(len(ids)))
+    slots = len(sequences) * max(map(len, sequences))
+    work = PaddedCollator(PAD)(rows, weights).work()
+    assert work.dtype == torch.float64
+    assert work.tolist() == [alone, slots, alone, seen_alone]
+    packed = packed_tokens(rows)
+    slots = fill_up(len(packed), 8)
+    seen = sum(position + 1 for _, position, _ in packed)
+    work = PackedCollator(PAD, multiple=8)(rows, weights).work()
+    assert work.tolist() == [len(packed), slots, alone, seen]
+
+
+@pytest.mark.parametrize("name", ["opt_tokenizer", "gpt2_tokenizer", "llama_tokenizer"])
+@pytest.mark.parametrize("score_position", ["end", "first_pad", "mean"])
+def test_packed_rows_of_a_tokenizer_have_the_tokens_that_it_counted(name, score_position, request):
+    tokenizer = request.getfixturevalue(name)
+    end, _ = prepare_tokenizer(tokenizer, False)
+    settings = TextSettings(end, max_seq_len=24, score_position=score_position)
+    encoder = ComparisonTokenizer(tokenizer, settings)
+    answers = [" It is.", " It is not.", " It is.", " No", " It is not. It is."]
+    prompts = ["Why?", "", "What does a lighthouse do? " * 3]
+    rows = encoder.rows(
+        [Comparison(p, answers[i:], range(5 - i), "s") for i, p in enumerate(prompts)]
+    )
+    batch = make_collator(encoder, "packed")(rows, [1.0] * len(rows))
+    assert batch.attention_mask.sum() == batch.input_ids.numel() == sum(r["tokens"] for r in rows)
+    assert rows[0]["shared"] and rows[2]["truncated"]
+    last = [ids[-1] for row in rows for ids in row["input_ids"]]
+    assert batch.input_ids.flatten()[batch.end_index].tolist() == last
+
+
+def values_of(record):
+    """The fields of a batch, those of its segments among them."""
+    for field in fields(record):
+        value = getattr(record, field.name)
+        yield from values_of(value) if isinstance(value, Segments) else [value]
+
+
+@pytest.mark.parametrize("collator", [PaddedCollator, PackedCollator])
+@pytest.mark.parametrize("mean_score", [False, True])
+def test_batch_moves_to_a_device_with_its_segments(collator, mean_score):
+    batch = collator(PAD, mean_score)(*random_rows(3))
+    moved = batch.to(torch.device("meta"))
+    for value, copy in zip(values_of(batch), values_of(moved), strict=True):
+        if isinstance(value, torch.Tensor):
+            assert (value.device.type, copy.device.type) == ("cpu", "meta")
+            assert (copy.shape, copy.dtype) == (value.shape, value.dtype)
+        else:
+            assert copy == value  # the lengths of segments stay lists
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("score_position", ["end", "first_pad", "mean"])
+def test_make_collator_knows_layout_padding_and_score(layout, score_position):
+    encoder = SimpleNamespace(
+        tokenizer=SimpleNamespace(pad_token_id=77),
+        settings=TextSettings("</s>", score_position=score_position),
+    )
+    rows, weights = rows_of("nothing in common")
+    batch = make_collator(encoder, layout, 16)(rows, weights)
+    assert batch.input_ids.shape == {"padded": (3, 3), "packed": (1, 16)}[layout]
+    assert (batch.segments is None) == (layout == "padded")
+    assert (batch.mean_index is None) == (score_position != "mean")
+    assert set(batch.input_ids[~batch.attention_mask].tolist()) == {77}
+    tokens = packed_tokens(rows)
+    assert make_collator(encoder, "packed")(rows, weights).input_ids.shape == (1, len(tokens))
 
 
 def slow_end(line, pad, leading):

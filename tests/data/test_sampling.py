@@ -1,120 +1,276 @@
-from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
 
-from utils.data.sampling import evaluation_plan, training_plan
+from utils.data.batching import PaddedCollator
+from utils.data.sampling import Grouping, evaluation_plan, padded_tokens, training_plan
 
 SHAPES = pytest.mark.parametrize(
     ("n", "batch_size", "accumulation", "world"),
     [(1, 4, 2, 2), (5, 2, 1, 4), (16, 2, 2, 2), (17, 4, 1, 1), (50, 3, 2, 2), (101, 1, 3, 4)],
 )
+LAYOUTS = {
+    "padded": {},
+    "packed": {"packed": True},
+    "packed with max_tokens": {"packed": True, "max_tokens": 120},
+}
+EACH_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 
 
-def make_lengths(n):
+def make_sizes(n):
     return np.random.default_rng(n).integers(5, 60, n)
 
 
-def all_ranks(n, batch_size, accumulation, world, seed=1, epoch=0):
+def group(layout, n, batch_size, accumulation, world):
+    return Grouping(make_sizes(n), batch_size, accumulation, world, **LAYOUTS[layout])
+
+
+def all_ranks(grouping, seed=1, epoch=0):
+    return [training_plan(grouping, rank, seed, epoch) for rank in range(grouping.world_size)]
+
+
+def in_order(plans):
+    """The micro-batches of each step, over all ranks: those that run at the same time together."""
     return [
-        training_plan(make_lengths(n), batch_size, accumulation, rank, world, seed, epoch)
-        for rank in range(world)
+        [batch for together in zip(*step, strict=True) for batch in together]
+        for step in zip(*plans, strict=True)
     ]
 
 
+def evaluation_in_order(grouping, max_batches=0):
+    plans = [evaluation_plan(grouping, rank, max_batches) for rank in range(grouping.world_size)]
+    return [batch for together in zip(*plans, strict=True) for batch in together]
+
+
+def counted_rows(batches):
+    """The rows that count, those with weight, in their order."""
+    return [row for batch in batches for row, w in zip(batch.rows, batch.weights, strict=True) if w]
+
+
 def rows_of_steps(plans):
-    """The rows with weight of each step, over all ranks and micro-batches."""
-    steps = []
-    for step in zip(*plans, strict=True):
-        batches = [micro_batch for rank in step for micro_batch in rank]
-        rows = [
-            row for batch in batches for row, w in zip(batch.rows, batch.weights, strict=True) if w
-        ]
-        steps.append(sorted(rows))
-    return steps
+    return [sorted(counted_rows(batches)) for batches in in_order(plans)]
+
+
+def stand_ins(batches):
+    return [batch for batch in batches if 0 in batch.weights]
+
+
+def tokens(batch, sizes):
+    total = 0
+    for row in batch.rows:
+        total += int(sizes[row])
+    return total
 
 
 @SHAPES
-def test_every_row_trains_once_an_epoch(n, batch_size, accumulation, world):
-    plans = all_ranks(n, batch_size, accumulation, world)
-    assert sorted(sum(rows_of_steps(plans), [])) == list(range(n))
+@EACH_LAYOUT
+def test_every_row_trains_once_an_epoch(layout, n, batch_size, accumulation, world):
+    grouping = group(layout, n, batch_size, accumulation, world)
+    plans = all_ranks(grouping)
+    steps = rows_of_steps(plans)
+    assert sorted(sum(steps, [])) == list(range(n))
+    assert all(len(step) == accumulation for plan in plans for step in plan)
     size = batch_size * accumulation * world
-    assert [len(rows) for rows in rows_of_steps(plans)[:-1]] == [size] * ((n - 1) // size)
-    for plan in plans:
-        assert all(len(step) == accumulation for step in plan)
-        assert all(len(batch.rows) == batch_size for step in plan for batch in step)
+    if not grouping.max_tokens:
+        assert [len(rows) for rows in steps] == [size] * (n // size) + [n % size] * (n % size > 0)
 
 
 @SHAPES
-def test_weights_make_the_mean_over_the_rows_of_the_step(n, batch_size, accumulation, world):
-    plans = all_ranks(n, batch_size, accumulation, world)
+@EACH_LAYOUT
+def test_micro_batches_are_neither_empty_nor_too_large(layout, n, batch_size, accumulation, world):
+    grouping = group(layout, n, batch_size, accumulation, world)
+    for batch in sum(in_order(all_ranks(grouping)), []) + evaluation_in_order(grouping):
+        assert len(batch.rows) == len(batch.weights) > 0
+        if grouping.max_tokens:
+            assert tokens(batch, grouping.sizes) <= grouping.max_tokens
+        else:
+            assert len(batch.rows) <= batch_size
+
+
+@SHAPES
+@EACH_LAYOUT
+def test_weight_zero_only_stands_in_where_no_rows_are_left(
+    layout, n, batch_size, accumulation, world
+):
+    grouping = group(layout, n, batch_size, accumulation, world)
+    steps = in_order(all_ranks(grouping))
+    evaluated = evaluation_in_order(grouping)
+    for batch in stand_ins(sum(steps, []) + evaluated):
+        # The shortest row costs least.
+        assert batch.weights == [0] and grouping.sizes[batch.rows] == [min(grouping.sizes)]
+    assert not stand_ins(sum(steps[:-1], []))
+    assert not stand_ins(evaluated[: 1 - world or None])
+    if not grouping.max_tokens:
+        in_last = len(counted_rows(steps[-1]))
+        assert len(stand_ins(steps[-1])) == max(accumulation * world - in_last, 0)
+
+
+@SHAPES
+@EACH_LAYOUT
+def test_weights_make_the_mean_over_the_rows_of_the_step(
+    layout, n, batch_size, accumulation, world
+):
     losses = np.random.default_rng(0).normal(size=n)
-    for step, rows in zip(zip(*plans, strict=True), rows_of_steps(plans), strict=True):
+    for batches in in_order(all_ranks(group(layout, n, batch_size, accumulation, world))):
         sums = [
             sum(w * losses[row] for row, w in zip(batch.rows, batch.weights, strict=True))
-            for rank in step
-            for batch in rank
+            for batch in batches
         ]
+        rows = counted_rows(batches)
         assert np.mean(sums) == pytest.approx(np.mean([losses[row] for row in rows]))
 
 
 @SHAPES
-def test_ranks_run_rows_of_similar_length_at_the_same_time(n, batch_size, accumulation, world):
-    lengths = make_lengths(n)
-    for step in zip(*all_ranks(n, batch_size, accumulation, world), strict=True):
+def test_padded_ranks_run_rows_of_similar_length_at_the_same_time(
+    n, batch_size, accumulation, world
+):
+    grouping = group("padded", n, batch_size, accumulation, world)
+    for step in zip(*all_ranks(grouping), strict=True):
         longest = 0
         for together in zip(*step, strict=True):
-            now = [lengths[row] for batch in together for row in batch.rows]
-            assert min(now) >= longest
-            longest = max(now)
+            now = [grouping.sizes[row] for row in counted_rows(together)]
+            assert min(now, default=longest) >= longest
+            longest = max(now, default=longest)
 
 
+def skewed_sizes(chance, n):
+    """Many short rows and a few that are ten times as long."""
+    return (60 * chance.lognormal(sigma=1, size=n)).astype(int) + 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packed_micro_batches_of_a_step_have_about_equally_many_tokens(seed):
+    chance = np.random.default_rng(seed)
+    sizes = skewed_sizes(chance, 3 * 8 * 16 + 5)
+    grouping = Grouping(sizes, batch_size=16, accumulation=4, world_size=2, packed=True)
+    for batches in in_order(all_ranks(grouping))[:3]:  # the full steps
+        assert [len(batch.rows) for batch in batches] == [16] * 8
+        loads = [tokens(batch, sizes) for batch in batches]
+        assert max(loads) < 1.1 * np.mean(loads)
+        for _ in range(20):
+            dealt = sizes[chance.permutation(counted_rows(batches))].reshape(8, 16)
+            assert max(loads) < max(dealt.sum(axis=1))
+
+
+def all_triples(rows):
+    """Every way to put rows into groups of three."""
+    if not rows:
+        yield []
+    for pair in combinations(rows[1:], 2):
+        for others in all_triples([row for row in rows[1:] if row not in pair]):
+            yield [(rows[0], *pair), *others]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_packed_micro_batches_are_nearly_the_most_equal_ones(seed):
+    sizes = skewed_sizes(np.random.default_rng(seed), 9)
+    [step] = in_order(all_ranks(Grouping(sizes, 3, accumulation=3, packed=True)))
+    best = min(max(sum(sizes[list(g)]) for g in groups) for groups in all_triples([*range(9)]))
+    assert best <= max(tokens(batch, sizes) for batch in step) <= 1.1 * best
+
+
+@pytest.mark.parametrize("max_tokens", [59, 60, 120, 10_000])
+@pytest.mark.parametrize(("accumulation", "world"), [(1, 1), (3, 1), (2, 4)])
+def test_max_tokens_puts_as_many_rows_together_as_fit(accumulation, world, max_tokens):
+    sizes = make_sizes(101)
+    assert max(sizes) == 59  # so that the lowest limit is one that a row reaches
+    grouping = Grouping(sizes, 1, accumulation, world, packed=True, max_tokens=max_tokens)
+    for batches in (sum(in_order(all_ranks(grouping)), []), evaluation_in_order(grouping)):
+        filled = [batch for batch in batches if batch not in stand_ins(batches)]
+        assert len(counted_rows(filled)) == 101
+        for batch, following in zip(filled, filled[1:], strict=False):
+            total = tokens(batch, sizes)
+            assert total <= max_tokens < total + sizes[following.rows[0]]
+
+
+def test_max_tokens_keeps_the_order_of_the_shuffle():
+    def order(max_tokens, accumulation, world):
+        grouping = Grouping(make_sizes(75), 1, accumulation, world, True, max_tokens)
+        return counted_rows(sum(in_order(all_ranks(grouping)), []))
+
+    # With room for all rows, there is one micro-batch, and it holds the shuffle.
+    shuffle = order(10_000, 1, 1)
+    assert shuffle != sorted(shuffle)
+    for max_tokens, accumulation, world in [(59, 1, 1), (120, 2, 2), (300, 3, 1), (300, 1, 4)]:
+        assert order(max_tokens, accumulation, world) == shuffle
+
+
+@EACH_LAYOUT
 @pytest.mark.parametrize("n", [3, 64, 75])
-def test_global_batches_do_not_depend_on_the_number_of_ranks(n):
+def test_global_batches_do_not_depend_on_the_number_of_ranks(n, layout):
     one, two, four = (
-        rows_of_steps(all_ranks(n, 4, accumulation, world))
+        rows_of_steps(all_ranks(group(layout, n, 4, accumulation, world)))
         for world, accumulation in ((1, 4), (2, 2), (4, 1))
     )
     assert one == two == four
 
 
-def test_seed_and_epoch_fix_the_order():
-    orders = [
-        rows_of_steps(all_ranks(40, 2, 2, 2, seed, epoch)) for seed in (1, 2) for epoch in range(3)
-    ]
-    again = [
-        rows_of_steps(all_ranks(40, 2, 2, 2, seed, epoch)) for seed in (1, 2) for epoch in range(3)
-    ]
-    assert orders == again
-    assert all(first != second for i, first in enumerate(orders) for second in orders[:i])
+@EACH_LAYOUT
+def test_seed_and_epoch_fix_the_order(layout):
+    def orders():
+        grouping = group(layout, 40, 2, 2, 2)
+        return [
+            rows_of_steps(all_ranks(grouping, seed, epoch)) for seed in (1, 2) for epoch in range(3)
+        ]
+
+    assert orders() == orders()
+    assert all(a != b for i, a in enumerate(orders()) for b in orders()[:i])
 
 
 @SHAPES
+@EACH_LAYOUT
 @pytest.mark.parametrize("max_batches", [0, 2, 1000])
 def test_evaluation_sees_every_row_of_its_sample_once(
-    n, batch_size, accumulation, world, max_batches
+    n, batch_size, accumulation, world, max_batches, layout
 ):
-    plans = [
-        evaluation_plan(make_lengths(n), batch_size, rank, world, max_batches)
-        for rank in range(world)
-    ]
+    grouping = group(layout, n, batch_size, accumulation, world)
+    plans = [evaluation_plan(grouping, rank, max_batches) for rank in range(world)]
     assert len({len(plan) for plan in plans}) == 1
-    counted = Counter()
-    for plan in plans:
-        for batch in plan:
-            assert len(batch.rows) == batch_size
-            for row, weight in zip(batch.rows, batch.weights, strict=True):
-                counted[row] += weight
-    sample = min(n, max_batches * batch_size * world) if max_batches else n
-    assert len(counted) == sum(counted.values()) == sample
-    assert set(counted.values()) == {1} and set(counted) <= set(range(n))
-    assert len(plans[0]) == -(-sample // (batch_size * world))
+    weights = [w for plan in plans for batch in plan for w in batch.weights]
+    assert set(weights) <= {0, 1}
+    rows = counted_rows(sum(plans, []))
+    assert len(set(rows)) == len(rows) and set(rows) <= set(range(n))
+    if grouping.max_tokens:
+        assert len(plans[0]) <= (max_batches or n)
+        assert len(rows) == n or len(plans[0]) == max_batches
+    else:
+        sample = min(n, max_batches * batch_size * world) if max_batches else n
+        assert len(rows) == sample
+        assert len(plans[0]) == -(-sample // (batch_size * world))
 
 
-def test_evaluation_sample_is_fixed():
+@EACH_LAYOUT
+def test_evaluation_sample_is_fixed(layout):
     def sample(world, max_batches):
-        plans = [evaluation_plan(make_lengths(99), 4, r, world, max_batches) for r in range(world)]
-        return sorted(row for plan in plans for batch in plan for row in batch.rows)
+        grouping = group(layout, 99, 4, 1, world)
+        return sorted(counted_rows(evaluation_in_order(grouping, max_batches)))
 
     assert sample(1, 4) == sample(1, 4) == sample(2, 2) == sample(4, 1)
-    assert sample(1, 4) != list(range(16))
+    sizes = make_sizes(99)
+    assert 0 < len(sample(1, 4)) < 99
+    # Neither the first rows nor the shortest ones.
+    assert sample(1, 4) != list(range(len(sample(1, 4))))
+    assert np.mean(sizes[sample(1, 4)]) == pytest.approx(np.mean(sizes), rel=0.25)
+
+
+@EACH_LAYOUT
+@pytest.mark.parametrize(("n", "accumulation", "world"), [(3, 4, 2), (50, 3, 1), (75, 2, 2)])
+def test_padded_tokens_are_those_of_the_padded_collator(layout, n, accumulation, world):
+    chance = np.random.default_rng(n)
+    rows = []
+    for _ in range(n):
+        lengths = chance.integers(1, 60, chance.integers(2, 7))
+        ids = [[7] * length for length in lengths]
+        numbers = list(range(len(ids)))
+        rows.append({"input_ids": ids, "answers": numbers, "ranks": numbers})
+    grouping = group(layout, n, 4, accumulation, world)
+    answers = np.array([len(row["input_ids"]) for row in rows])
+    longest = np.array([max(map(len, row["input_ids"])) for row in rows])
+    for plan in (sum(in_order(all_ranks(grouping)), []), evaluation_in_order(grouping)):
+        expected = 0
+        for batch in plan:
+            if batch not in stand_ins(plan):
+                padded = PaddedCollator(0)([rows[row] for row in batch.rows], batch.weights)
+                expected += padded.input_ids.numel()
+        assert padded_tokens(plan, answers, longest) == expected

@@ -10,6 +10,7 @@ from utils.data.tokenization import (
     ComparisonTokenizer,
     TextSettings,
     check_num_padding_at_beginning,
+    common_prefix_length,
     prepare_tokenizer,
 )
 
@@ -264,6 +265,92 @@ def test_truncated_says_whether_a_kept_answer_was_cut(make_encoder, policy):
     ):
         kept = [before["input_ids"][i] for i in row["answers"]]
         assert row["truncated"] == (row["input_ids"] != kept)
+
+
+def slow_prefix(sequences):
+    """Length of what all sequences begin with, counted one position at a time."""
+    count = 0
+    while sequences:
+        column = {tuple(ids[count : count + 1]) for ids in sequences}
+        if len(column) > 1 or column == {()}:
+            break
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_common_prefix_length_equals_a_slow_loop(seed):
+    chance = random.Random(seed)
+    for _ in range(50):
+        prompt = [chance.randint(0, 20) for _ in range(chance.randint(0, 4))]
+        sequences = [
+            prompt + [chance.randint(0, 1) for _ in range(chance.randint(0, 3))]
+            for _ in range(chance.choice([1, 2, 3, 5, 11]))
+        ]
+        before = [list(ids) for ids in sequences]
+        assert common_prefix_length(sequences) == slow_prefix(sequences) >= len(prompt)
+        assert sequences == before
+
+
+@pytest.mark.parametrize(
+    ("sequences", "shared"),
+    [
+        ([], 0),
+        ([[3, 4]], 2),
+        ([[], [3]], 0),
+        ([[3, 4], [3]], 1),
+        ([[3, 4], [3, 4]], 2),
+        ([[3, 4, 9], [3, 5], [3, 4, 1]], 1),
+    ],
+)
+def test_common_prefix_length_of_plain_cases(sequences, shared):
+    assert common_prefix_length(sequences) == slow_prefix(sequences) == shared
+
+
+@pytest.mark.parametrize("score_position", ["end", "first_pad"])
+@pytest.mark.parametrize("policy", ["truncate_prompt", "drop", "truncate_end"])
+@pytest.mark.parametrize("template", [None, CHAT])
+def test_tokens_count_what_all_answers_share_once(make_encoder, template, policy, score_position):
+    chance = random.Random(3)
+    comparisons = []
+    for _ in range(40):
+        words = chance.choice(["", random_text(chance, 3)])  # that more than the prompt is shared
+        answers = [f" {words} {random_text(chance, 3)}" for _ in range(chance.randint(1, 5))]
+        prompt = random_text(chance, 9)
+        prompt = prompt if template is None else [user(prompt)]
+        comparisons.append(pair(prompt, *answers, *chance.choice([[], ["", answers[0]]])))
+    limit = 24 if template else 14  # a few of the comparisons are longer
+    settings = {"max_seq_len": limit, "overlength": policy, "score_position": score_position}
+    rows = make_encoder(template, **settings).rows(comparisons)
+    for row in rows:
+        shared = slow_prefix(row["input_ids"])
+        once = row["input_ids"][0][:shared] if row["input_ids"] else []
+        assert row["shared"] == shared
+        assert row["tokens"] == len(once) + sum(len(ids[shared:]) for ids in row["input_ids"])
+    assert any(row["truncated"] or row["long_answers"] for row in rows)
+    assert any(row["shared"] > max(row["answer_starts"], default=0) for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["text", "fallback", "chat", "bare chat"])
+def test_answers_share_what_is_left_of_a_cut_prompt(make_encoder, kind):
+    template, chance = {"chat": CHAT, "bare chat": BARE}.get(kind), random.Random(5)
+    comparisons = []
+    for _ in range(40):
+        prompt = random_text(chance, 12)
+        answers = [" " + random_text(chance, 5) for _ in range(3)]
+        comparisons.append(pair(prompt if kind == "text" else [user(prompt)], *answers))
+    full = make_encoder(template, max_seq_len=10**6).rows(comparisons)
+    encoder = make_encoder(template, max_seq_len=20, overlength="truncate_prompt")
+    cut_prompts = 0
+    for row, before in zip(encoder.rows(comparisons), full, strict=True):
+        if not row["truncated"] or row["dropped"]:
+            continue
+        assert row["shared"] == slow_prefix(row["input_ids"]) >= min(row["answer_starts"])
+        kept = [before["input_ids"][i] for i in row["answers"]]
+        # All answers lost the same tokens, so what they share got shorter by as many.
+        assert slow_prefix(kept) - row["shared"] == max(map(len, kept)) - row["length"] > 0
+        cut_prompts += 1
+    assert cut_prompts > 5
 
 
 LONG = " It is so." * 20

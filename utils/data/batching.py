@@ -1,12 +1,45 @@
 """Rows of token ids become the batch that model, loss and metrics share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
 from utils.data.comparison import ranked_pairs
 from utils.data.sampling import MicroBatch
+
+
+@dataclass
+class Segments:
+    """Who attends to whom in a packed row: S pieces of attention, each causal, aligned at its end.
+
+    The last query of a piece sees all its keys, the one before it all but the last, and so on.
+
+    Attributes:
+        query_lengths: queries of each piece; they stand one after the other.
+        key_lengths: keys of each piece.
+        key_index: int64 [sum of key_lengths], the token of the row that each key belongs to.
+        query_starts: int32 [S + 1], where the queries of each piece begin, and where all end.
+        key_starts: int32 [S + 1], the same of the keys.
+    """
+
+    query_lengths: list[int]
+    key_lengths: list[int]
+    key_index: torch.Tensor
+    query_starts: torch.Tensor
+    key_starts: torch.Tensor
+
+    @classmethod
+    def of(cls, pieces: Sequence[tuple[int, range, range]]) -> "Segments":
+        """From the number of queries, the prefix and the tail of each piece."""
+        queries = [number for number, _, _ in pieces]
+        keys = [len(prefix) + len(tail) for _, prefix, tail in pieces]
+        parts = [torch.arange(r.start, r.stop) for _, *ranges in pieces for r in ranges]
+        return cls(queries, keys, torch.cat(parts), _starts(queries), _starts(keys))
+
+    def to(self, device: torch.device) -> "Segments":
+        """A copy on another device."""
+        return _to(self, device)
 
 
 @dataclass
@@ -27,6 +60,8 @@ class Batch:
         pair_counts: [C], pairs of each comparison, likewise.
         mean_index: [M], all tokens of all answers, where the score is their mean; else None.
         mean_answer: [M], the answer that each of them belongs to; else None.
+        segments: in the packed layout, the attention of all tokens; else None.
+        end_segments: the attention of the tokens of `end_index` alone, in their order.
     """
 
     input_ids: torch.Tensor
@@ -39,11 +74,27 @@ class Batch:
     pair_counts: torch.Tensor
     mean_index: torch.Tensor | None = None
     mean_answer: torch.Tensor | None = None
+    segments: Segments | None = None
+    end_segments: Segments | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """A copy on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{k: v if v is None else v.to(device) for k, v in values.items()})
+        return _to(self, device)
+
+    def work(self) -> torch.Tensor:
+        """What the batch costs: float64 [4].
+
+        Tokens, tokens with padding, tokens if no answer shared its prefix with another, and
+        pairs of a query and a key that it sees.
+        """
+        flat = self.position_ids.flatten() + 1
+        parts = (
+            self.attention_mask.sum(),
+            torch.tensor(self.attention_mask.numel()),
+            flat[self.end_index].sum(),
+            flat[self.attention_mask.flatten()].sum(),
+        )
+        return torch.tensor([float(part) for part in parts], dtype=torch.float64)
 
 
 class PaddedCollator:
@@ -88,9 +139,72 @@ class PaddedCollator:
         return batch
 
 
-def make_collator(encoder) -> PaddedCollator:
-    """The collator for the rows of a ComparisonTokenizer (tokenization.py)."""
-    return PaddedCollator(encoder.tokenizer.pad_token_id, encoder.settings.score_position == "mean")
+class PackedCollator:
+    """Lays all comparisons out as one row without padding, each token once.
+
+    A comparison becomes the tokens that all its answers begin with, then the tail of each answer.
+    Every tail counts its positions from the end of this prefix and attends to the prefix and to
+    itself, so that the scores are those of the padded layout.
+
+    Args:
+        pad_token_id: what fills up the row.
+        mean_score: whether scores are means over the answer, so that its tokens are needed.
+        multiple: the row is filled up to a multiple of this many tokens.
+    """
+
+    def __init__(self, pad_token_id: int, mean_score: bool = False, multiple: int = 1):
+        self.pad_token_id = pad_token_id
+        self.mean_score = mean_score
+        self.multiple = multiple
+
+    def __call__(self, rows: Sequence[dict], weights: Sequence[float]) -> Batch:
+        """Collate tokenised comparisons; the arguments are those of PaddedCollator."""
+        ids, positions, answers, pieces = [], [], [], []
+        for row in rows:
+            shared = row["shared"]
+            prefix = range(len(ids), len(ids) + shared)
+            ids += row["input_ids"][0][:shared]
+            positions += range(shared)
+            queries = shared  # the first tail stands behind the prefix: both are one causal piece
+            for sequence in row["input_ids"]:
+                tail = range(len(ids), len(ids) + len(sequence) - shared)
+                ids += sequence[shared:]
+                positions += range(shared, len(sequence))
+                answers.append((prefix, tail))
+                if tail:
+                    pieces.append((queries + len(tail), prefix, tail))
+                    queries = 0
+            if queries:
+                pieces.append((queries, prefix, range(0)))
+        tokens = len(ids)
+        if padding := -tokens % self.multiple:
+            pieces.append((padding, range(0), range(tokens, tokens + padding)))
+        batch = Batch(
+            input_ids=torch.tensor([ids + [self.pad_token_id] * padding]),
+            attention_mask=torch.arange(tokens + padding)[None] < tokens,
+            position_ids=torch.tensor([positions + [0] * padding]),
+            end_index=torch.tensor([(tail or prefix)[-1] for prefix, tail in answers]),
+            segments=Segments.of(pieces),
+            **_pair_tensors(rows, weights),
+        )
+        if self.mean_score:
+            starts = [start for row in rows for start in row["answer_starts"]]
+            means = [[*p, *t][start:] for (p, t), start in zip(answers, starts, strict=True)]
+            batch.mean_index = torch.tensor([i for part in means for i in part])
+            counts = torch.tensor([len(part) for part in means])
+            batch.mean_answer = torch.arange(len(means)).repeat_interleave(counts)
+        else:
+            batch.end_segments = Segments.of([(1, *answer) for answer in answers])
+        return batch
+
+
+def make_collator(encoder, layout: str, multiple: int = 1) -> PaddedCollator | PackedCollator:
+    """The collator for the rows of a ComparisonTokenizer (tokenization.py), packed or padded."""
+    pad_token_id = encoder.tokenizer.pad_token_id
+    mean_score = encoder.settings.score_position == "mean"
+    if layout == "padded":
+        return PaddedCollator(pad_token_id, mean_score)
+    return PackedCollator(pad_token_id, mean_score, multiple)
 
 
 class PlannedBatches(torch.utils.data.Dataset):
@@ -113,7 +227,7 @@ class PlannedBatches(torch.utils.data.Dataset):
     def __getitem__(self, number: int) -> Batch:
         micro_batch = self.plan[number]
         columns = self.rows[micro_batch.rows]
-        names = ("input_ids", "answers", "ranks", "answer_starts")
+        names = ("input_ids", "answers", "ranks", "answer_starts", "shared")
         rows = [
             dict(zip(names, values, strict=True))
             for values in zip(*(columns[name] for name in names), strict=True)
@@ -164,3 +278,13 @@ def _pair_tensors(rows: Sequence[dict], weights: Sequence[float]) -> dict[str, t
         "answer_counts": answers,
         "pair_counts": counts,
     }
+
+
+def _starts(lengths: list[int]) -> torch.Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).int()
+
+
+def _to(record, device: torch.device):
+    """A copy of a dataclass with its tensors on another device."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return replace(record, **{k: v.to(device) for k, v in values.items() if hasattr(v, "to")})

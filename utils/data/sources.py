@@ -40,6 +40,8 @@ COLUMNS = datasets.Features(
         "long_answers": datasets.Value("int32"),
         "truncated": datasets.Value("bool"),
         "length": datasets.Value("int32"),
+        "shared": datasets.Value("int32"),
+        "tokens": datasets.Value("int32"),
         "source": datasets.Value("string"),
         "prompt_key": datasets.Value("int64"),
     }

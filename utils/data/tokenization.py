@@ -160,6 +160,7 @@ class ComparisonTokenizer:
             dropped: why the comparison cannot train, "" if it can; problem: what is malformed;
             empty_answers, long_answers: answers that are not kept;
             truncated: whether the policy cut something; length: tokens of the longest sequence;
+            shared: tokens that all kept sequences begin with; tokens: of all, these counted once;
             source; prompt_key: a hash that equal prompts share.
         """
         rows, texts = [], []
@@ -256,6 +257,8 @@ class ComparisonTokenizer:
                 row["answers"], sequences, starts = [], [], []
         row["input_ids"], row["answer_starts"] = sequences, starts
         row["length"] = max(map(len, sequences), default=0)
+        row["shared"] = common_prefix_length(sequences)
+        row["tokens"] = sum(map(len, sequences)) - row["shared"] * (len(sequences) - 1)
         row["dropped"] = row["dropped"] or _why_unusable(row)
 
     def _cut_prompt(self, row, sequences, starts, excess) -> None:
@@ -278,6 +281,18 @@ class ComparisonTokenizer:
         starts[:] = [starts[i] - cut for i in kept]
 
 
+def common_prefix_length(sequences: Sequence[list[int]]) -> int:
+    """Length of the longest beginning that all sequences of token ids have in common."""
+    if not sequences:
+        return 0
+    # What the first and the last in order share, all between them share.
+    first, last = min(sequences), max(sequences)
+    for position, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b:
+            return position
+    return len(first)
+
+
 def _dropped_row(reason: str, source: str, problem: str = "") -> dict:
     return {
         "input_ids": [],
@@ -290,6 +305,8 @@ def _dropped_row(reason: str, source: str, problem: str = "") -> dict:
         "long_answers": 0,
         "truncated": False,
         "length": 0,
+        "shared": 0,
+        "tokens": 0,
         "source": source,
         "prompt_key": 0,
     }

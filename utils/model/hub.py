@@ -14,6 +14,7 @@ from transformers import (
 
 from utils.arguments import InputError
 from utils.model.reward_model import RewardModel
+from utils.model.shared_prefix import NAME as SHARED_PREFIX
 
 HEAD = "score.weight"
 
@@ -59,6 +60,7 @@ def load_model(
     config: PreTrainedConfig,
     tokenizer,
     dtype: torch.dtype = torch.float32,
+    layout: str = "padded",
     new_head: bool = False,
     trust_remote_code: bool = False,
 ) -> tuple[RewardModel, list[str]]:
@@ -69,6 +71,7 @@ def load_model(
         config: from `load_config`; may carry another dropout.
         tokenizer: its length and padding token become the model's.
         dtype: of the weights.
+        layout: of the batches that the model will see (shared_prefix.choose_layout).
         new_head: whether a language model without a head gets a new one (then its own head,
             which predicts tokens, is left behind).
         trust_remote_code: whether the checkpoint's own code may run.
@@ -85,6 +88,7 @@ def load_model(
             path,
             config=config,
             dtype=dtype,
+            attn_implementation=SHARED_PREFIX if layout == "packed" else None,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
         )

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from utils.data.batching import Batch
+from utils.model.shared_prefix import score_ends_only
 
 
 class RewardModel(nn.Module):
@@ -26,6 +27,7 @@ class RewardModel(nn.Module):
         known = inspect.signature(self.backbone.forward).parameters
         self.takes_positions = "position_ids" in known
         self.takes_cache = "use_cache" in known
+        self.scores_ends_only = score_ends_only(self.backbone)
 
     @property
     def backbone(self) -> nn.Module:
@@ -38,16 +40,25 @@ class RewardModel(nn.Module):
         Returns:
             float32 [N], one score an answer.
         """
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask.long()}
         if self.pools_itself:
-            return self.model(**inputs).logits[:, 0].float()
+            mask = batch.attention_mask.long()
+            return self.model(batch.input_ids, attention_mask=mask).logits[:, 0].float()
+        inputs = {"input_ids": batch.input_ids}
         if self.takes_positions:
             inputs["position_ids"] = batch.position_ids
         if self.takes_cache:
             inputs["use_cache"] = False
+        ends_only = self.scores_ends_only and batch.end_segments is not None
+        if batch.segments is None:
+            inputs["attention_mask"] = batch.attention_mask.long()
+        else:
+            inputs["segments"] = batch.segments
+        if ends_only:
+            inputs |= {"end_index": batch.end_index, "end_segments": batch.end_segments}
         hidden = self.backbone(**inputs).last_hidden_state.flatten(0, 1)
         if batch.mean_index is None:
-            return self.model.score(hidden[batch.end_index])[:, 0].float()
+            hidden = hidden if ends_only else hidden[batch.end_index]
+            return self.model.score(hidden)[:, 0].float()
         values = self.model.score(hidden[batch.mean_index])[:, 0].float()
         counts = torch.bincount(batch.mean_answer, minlength=len(batch.end_index))
         sums = torch.zeros_like(counts, dtype=values.dtype)

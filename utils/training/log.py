@@ -12,11 +12,12 @@ import torch
 
 from utils import distributed
 from utils.evaluation.metrics import SUMS, summarize
+from utils.training.throughput import Throughput
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "accelerate", "peft")
 
 
-def write_arguments(args, ds_config: dict, counts: dict, global_batch_size: int) -> None:
+def write_arguments(args, ds_config: dict, counts: dict, global_batch_size: float) -> None:
     """Write training_args.json: arguments, versions, git commit, counts of the data."""
     if not distributed.is_main():
         return
@@ -41,15 +42,17 @@ class RunLog:
         args: output_dir and logging_steps count.
         total_steps: steps of the whole run, for the progress bar.
         monitor: DeepSpeed's monitor, which writes TensorBoard events.
+        throughput: turns counted work into rates.
     """
 
-    def __init__(self, args, total_steps: int, monitor):
+    def __init__(self, args, total_steps: int, monitor, throughput: Throughput):
         self.file = Path(args.output_dir) / "metrics.jsonl"
         self.logging_steps = args.logging_steps
         self.monitor = monitor
+        self.throughput = throughput
         self.lines: list[dict] = []
         self.sums: torch.Tensor | int = 0
-        self.seconds = 0.0
+        self.seconds = self.seconds_before = 0.0
         self.bar = distributed.progress(total=total_steps, desc="Training")
         if distributed.is_main():
             self.file.write_text("", encoding="utf-8")
@@ -60,7 +63,7 @@ class RunLog:
         Args:
             step: number of the step, counted from 1.
             epoch: passes over the data so far.
-            sums: float64 [10] over all ranks: metrics.SUMS, tokens, tokens with padding.
+            sums: float64 [12] over all ranks: metrics.SUMS, then Batch.work.
             seconds: duration of the step.
             values: more entries of the line, such as lr.
         """
@@ -70,12 +73,9 @@ class RunLog:
         if step % self.logging_steps and step != self.bar.total:
             return
         result = summarize(self.sums[: len(SUMS)])
-        tokens, slots = self.sums[len(SUMS) :].tolist()
-        rates = {
-            "comparisons_per_second": result["comparisons"] / self.seconds,
-            "tokens_per_second": tokens / self.seconds,
-            "padding_fraction": 1 - tokens / slots,
-        }
+        rates = self.throughput.rates(result["comparisons"], self.sums[len(SUMS) :], self.seconds)
+        self.seconds_before += self.seconds
+        rates["seconds"] = self.seconds_before
         shown = {name: result[name] for name in ("loss", "accuracy", "margin")}
         self._write({"step": step, "epoch": epoch, **shown, **values, **rates}, "train")
         self.bar.set_postfix(

@@ -1,0 +1,212 @@
+"""Attention over packed rows, where the answers of a comparison share one copy of their prompt."""
+
+import torch
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AutoModelForSequenceClassification, PreTrainedConfig
+
+from utils.arguments import InputError
+from utils.data.batching import Segments
+
+NAME = "shared_prefix"
+
+# Families whose last layer is cut down to the scored tokens: the names of its attention and of the
+# norm before it.
+LAST_LAYERS = {
+    "opt": ("self_attn", "self_attn_layer_norm"),
+    "llama": ("self_attn", "input_layernorm"),
+    "mistral": ("self_attn", "input_layernorm"),
+    "qwen2": ("self_attn", "input_layernorm"),
+    "qwen3": ("self_attn", "input_layernorm"),
+    "gpt_neox": ("attention", "input_layernorm"),
+}
+
+
+def shared_prefix_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    segments: Segments | None = None,
+    row_keys: list[torch.Tensor] | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Attention with variable lengths of queries and keys, for Transformers' AttentionInterface.
+
+    Args:
+        module: the attention layer that calls.
+        query: float [1, heads, Q, width].
+        key: float [1, key heads, T, width]; each key head serves heads / key heads queries.
+        value: as key.
+        attention_mask: unused: `segments` says who attends to whom.
+        scaling: of the products; None: 1 / sqrt(width).
+        dropout: probability of dropping an attention weight.
+        sliding_window: keys that a query sees at most, itself included; None: all.
+        segments: of the batch.
+        row_keys: where the queries are a part of the row, a list for keys and values of all: an
+            empty one is filled, a filled one used in the place of `key` and `value`.
+        kwargs: what layers hand on and is not needed here.
+
+    Returns:
+        float [1, Q, heads, width], and None for the attention weights.
+    """
+    if row_keys == []:
+        row_keys += [key, value]
+        return query.transpose(1, 2), None  # nobody uses it
+    if row_keys:
+        key, value = row_keys
+    # [1, T, heads, width] is how the projections laid them out: whole tokens are copied.
+    key = key.transpose(1, 2).index_select(1, segments.key_index)
+    value = value.transpose(1, 2).index_select(1, segments.key_index)
+    if _has_varlen_kernel(query, value, dropout):
+        output = varlen_attn(
+            query[0].transpose(0, 1),
+            key[0],
+            value[0],
+            segments.query_starts,
+            segments.key_starts,
+            max(segments.query_lengths),
+            max(segments.key_lengths),
+            scale=scaling,
+            window_size=(sliding_window - 1 if sliding_window else -1, 0),  # 0 to the right: causal
+            enable_gqa=query.shape[1] != key.shape[2],
+        )
+        return output[None], None
+    outputs = [
+        scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=_mask(queries.shape[2], keys.shape[2], sliding_window, query.device),
+            dropout_p=dropout,
+            is_causal=_plain_causal(queries.shape[2], keys.shape[2], sliding_window),
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[2],
+        ).transpose(1, 2)
+        # Not slices: the backward of each would write zeros for the whole row.
+        for queries, keys, values in zip(
+            query.split(segments.query_lengths, dim=2),
+            key.transpose(1, 2).split(segments.key_lengths, dim=2),
+            value.transpose(1, 2).split(segments.key_lengths, dim=2),
+            strict=True,
+        )
+    ]
+    return torch.cat(outputs, dim=1), None
+
+
+AttentionInterface.register(NAME, shared_prefix_attention)
+
+
+def choose_layout(config: PreTrainedConfig, wanted: str | None) -> tuple[str, list[str]]:
+    """The layout of batches for a model family: packed where it can be.
+
+    Args:
+        config: of the model.
+        wanted: --batch_layout; None: the best.
+
+    Returns:
+        "packed" or "padded", and sentences that say why, where that is not plain.
+
+    Raises:
+        InputError: packed is wanted, but the family cannot.
+    """
+    if wanted == "padded":
+        return wanted, []
+    if reason := _why_not_packed(config):
+        if wanted == "packed":
+            raise InputError(f"--batch_layout packed: {reason}; give --batch_layout padded")
+        return "padded", [f"batches are padded: {reason}"]
+    dropout = getattr(config, "attention_dropout", None) or getattr(config, "attn_pdrop", None)
+    if dropout and torch.cuda.is_available():
+        note = f"the model drops attention weights (p = {dropout}), which the fused kernel cannot: "
+        return "packed", [note + "--dropout 0 is faster"]
+    return "packed", []
+
+
+def score_ends_only(model: torch.nn.Module) -> bool:
+    """Let the last decoder layer run the scored tokens alone, given `end_index` as an argument.
+
+    The layer still needs the keys and values of all tokens, but queries, residual stream and MLP
+    only of those whose hidden state the head reads.
+
+    Args:
+        model: a Transformers decoder without a head.
+
+    Returns:
+        Whether the family is one whose layers are known; else nothing is changed.
+    """
+    names = LAST_LAYERS.get(model.config.model_type)
+    if names is None:
+        return False
+    layers = getattr(model, "decoder", model).layers
+    attention_name, norm_name = names
+
+    def keep_ends(layer, args, kwargs):
+        if kwargs.get("end_index") is None:
+            return None
+        kwargs = dict(kwargs)
+        index, segments = kwargs.pop("end_index"), kwargs.pop("end_segments")
+        (hidden,) = args
+        normed = hidden
+        if getattr(layer, "do_layer_norm_before", True):  # in OPT-350m the norm stands behind
+            normed = getattr(layer, norm_name)(hidden)
+        row_keys: list[torch.Tensor] = []
+        getattr(layer, attention_name)(hidden_states=normed, row_keys=row_keys, **kwargs)
+        kwargs |= {"segments": segments, "row_keys": row_keys}
+        kwargs["position_ids"] = kwargs["position_ids"][:, index]
+        if rotary := kwargs.get("position_embeddings"):
+            kwargs["position_embeddings"] = tuple(part[:, index] for part in rotary)
+        return (hidden[:, index],), kwargs
+
+    layers[-1].register_forward_pre_hook(keep_ends, with_kwargs=True)
+    return True
+
+
+def _why_not_packed(config: PreTrainedConfig) -> str:
+    """Why a family's answers cannot share their prompt; "" if they can."""
+    family = config.model_type
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        return f"{family} is not a family of Transformers' own"
+    kind = AutoModelForSequenceClassification._model_mapping[type(config)]
+    # The fused kernels know causal masks and windows alone, so who supports them needs no more.
+    if not (kind._supports_attention_backend and kind._supports_flash_attn) or kind._is_stateful:
+        return f"{family} does not let its attention be exchanged"
+    if set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+        return f"not all layers of {family} are attention"
+    if getattr(config, "attn_logit_softcapping", None):
+        return f"{family} caps its attention logits"
+    with torch.device("meta"):
+        model = kind(config)
+    causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    if not hasattr(model, "score") or not causal or not all(causal):
+        return f"{family} is not a decoder"
+    return ""
+
+
+def _has_varlen_kernel(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
+    """Whether FlashAttention, which varlen_attn runs on NVIDIA GPUs from Ampere on, takes these."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] == value.shape[-1] <= 256
+        and query.shape[-1] % 8 == 0
+        and not dropout
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _plain_causal(queries: int, keys: int, window: int | None) -> bool:
+    return queries == keys and not (window and keys > window)
+
+
+def _mask(queries: int, keys: int, window: int | None, device) -> torch.Tensor | None:
+    """bool [queries, keys], aligned at the end; None where all see all or is_causal says it."""
+    hidden = window and keys > window
+    if _plain_causal(queries, keys, window) or (queries == 1 and not hidden):
+        return None
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return mask.triu(keys - queries - window + 1) if hidden else mask
