@@ -6,7 +6,7 @@
 
 A model of the given shape with random weights takes full training steps (forward, backward,
 clipping, AdamW) on the same random batches in each layout. Every contestant lives in a process of
-its own, and they run in turn, a step each: what else the machine does hits all of them alike.
+its own, and they run in turn: what else the machine does hits all of them alike.
 `--peer trl` adds TRL's RewardTrainer, its own loop and collator, where trl is installed; it gets
 ranked data exploded into pairs, since it takes no others.
 """
@@ -65,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--peer_batch_size", type=int, default=16, help="pairs in a step of the peer")
     add("--max_seq_len", type=int, default=512, help="tokens of prompt and answer")
     add("--dtype", choices=tuple(DTYPES), default="fp32", help="precision")
-    add("--rounds", type=int, default=5, help="steps of each contestant, after one to warm up")
+    add("--rounds", type=int, default=5, help="measured steps of each contestant")
     add("--peer", choices=("trl",), help="another trainer to time in the same run")
     add("--threads", type=int, help="CPU threads of each contestant (default: torch's)")
     add("--output", help="JSON file for all figures")
@@ -73,33 +73,43 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main(args) -> None:
-    """Tokenise once, start the contestants, let them run in turn, print the table."""
+    """Tokenise once, let the contestants run in turn, print the table."""
+    names = [*LAYOUTS, TRL] if args.peer else list(LAYOUTS)
     with tempfile.TemporaryDirectory() as folder:
         work = prepare(args, Path(folder))
-        names = [*LAYOUTS, TRL] if args.peer else list(LAYOUTS)
-        context = multiprocessing.get_context("spawn")
-        contestants = {}
-        for name in names:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=contest, args=(args, name, work, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            ours.recv()  # it is ready; the next one starts in peace
-            contestants[name] = ours, process
-        rounds = []
-        for number in range(args.rounds + 1):
-            results = {}
-            for name, (pipe, _) in contestants.items():
-                pipe.send(number)
-                results[name] = pipe.recv()
-            results["packed"]["matmul_rate"] = matmul_rate(
-                args, work, int(results["packed"]["tokens"])
-            )
-            rounds.append(results)
-        for pipe, process in contestants.values():
-            pipe.send(None)
-            process.join()
-    report(args, work, rounds[1:])
+    rounds = measured = take_turns(args, names, work)
+    if not torch.cuda.is_available():
+        # The C library keeps freed memory for later, which is fast but hides what is in use: for
+        # two more rounds, which are not timed, it gives everything back at once.
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
+        few = argparse.Namespace(**{**vars(args), "rounds": 2})
+        measured = take_turns(few, names, work)
+    report(args, work, rounds, measured)
+
+
+def take_turns(args, names: list[str], work: dict) -> list[dict]:
+    """The rounds; in each, every contestant takes a step twice, the second time measured."""
+    context = multiprocessing.get_context("spawn")
+    contestants, rounds = {}, []
+    for name in names:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=contest, args=(args, name, work, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        ours.recv()  # it is ready; the next one starts in peace
+        contestants[name] = ours, process
+    for number in range(args.rounds):
+        results = {}
+        for name, (pipe, _) in contestants.items():
+            pipe.send(number)
+            results[name] = pipe.recv()
+        packed = results["packed"]
+        packed["matmul_rate"] = matmul_rate(args, work, int(packed["tokens"]))
+        rounds.append(results)
+    for pipe, process in contestants.values():
+        pipe.send(None)
+        process.join()
+    return rounds
 
 
 def prepare(args, folder: Path) -> dict:
@@ -113,10 +123,10 @@ def prepare(args, folder: Path) -> dict:
     encoder = ComparisonTokenizer(tokenizer, TextSettings(end_token, args.max_seq_len))
     path = args.data_path or str(folder / "demo" / "data" / "train.jsonl")
     rows = load_source(path, encoder, str(folder / "cache"))["train"]
-    rows = rows.select(np.flatnonzero(np.asarray(rows["dropped"]) == "")).to_list()
-    order = np.random.default_rng(0).permutation(len(rows))
+    kept = np.flatnonzero(np.asarray(rows["dropped"]) == "")
+    order = np.random.default_rng(0).permutation(kept)[: args.batch_size * args.rounds]
     return {
-        "rows": [rows[i] for i in order],
+        "rows": rows.select(order).to_list(),
         "vocabulary": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "tokenizer": tokenizer,
@@ -195,19 +205,18 @@ def run_layout(args, name: str, work: dict, pipe) -> None:
         }
 
     pipe.send("ready")
-    for _ in range(args.rounds + 1):
+    for _ in range(args.rounds):
         number = pipe.recv()
-        reset_peak(device)
+        with FlopCounterMode(display=False) as counter:
+            step(number)  # not timed: who waited for long finds caches and memory cold
+        synchronize(device)
+        at_rest = reset_peak(device)
         started = time.perf_counter()
         values = step(number)
         synchronize(device)
         values["seconds"] = time.perf_counter() - started
-        values["peak_memory"] = peak(device)
-        if name == "packed":
-            with FlopCounterMode(display=False) as counter:
-                step(number)
-            values["matmul_flops"] = counter.get_total_flops()
-        pipe.send(values)
+        values |= {"at_rest": at_rest, "peak_memory": peak(device)}
+        pipe.send({**values, "matmul_flops": counter.get_total_flops()})
 
 
 def run_trl(args, work: dict, pipe) -> None:
@@ -225,38 +234,38 @@ def run_trl(args, work: dict, pipe) -> None:
     per_comparison = len(pairs) / len(work["rows"])
     if per_comparison > 1:  # else the pairs of a comparison would stand together
         pairs = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))]
-    size, steps = args.peer_batch_size, args.rounds + 1
-    pairs = (pairs * (1 + size * steps // len(pairs)))[: size * steps]
+    size = args.peer_batch_size
+    pairs = (pairs * (1 + size * args.rounds // len(pairs)))[: size * args.rounds]
+    batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     class Turns(transformers.TrainerCallback):
-        """Ends a turn with each step, and starts the next one when it is its turn again."""
+        """In each turn a step to warm up and one that counts, both on the same pairs."""
 
         def on_train_begin(self, *_, **__):
             pipe.send("ready")
-            self.start()
-
-        def start(self):
             pipe.recv()
-            reset_peak(device)
-            self.started = time.perf_counter()
 
         def on_step_end(self, _, state, *__, **___):
             synchronize(device)
+            if state.global_step % 2:
+                self.at_rest = reset_peak(device)
+                self.started = time.perf_counter()
+                return
             seconds = time.perf_counter() - self.started
-            batch = pairs[(state.global_step - 1) * size : state.global_step * size]
+            batch = batches[state.global_step // 2 - 1]
             longest = max(len(ids) for pair in batch for ids in pair.values())
-            tokens = 2 * size * longest
-            values = {"comparisons": size / per_comparison, "tokens": tokens}
-            pipe.send({"seconds": seconds, "peak_memory": peak(device), **values})
-            if state.global_step < steps:
-                self.start()
+            values = {"comparisons": size / per_comparison, "tokens": 2 * size * longest}
+            memory = {"at_rest": self.at_rest, "peak_memory": peak(device)}
+            pipe.send({**values, **memory, "seconds": seconds})
+            if state.global_step < 2 * len(batches):
+                pipe.recv()
 
     with tempfile.TemporaryDirectory() as folder:
         config = RewardConfig(
             output_dir=folder,
             per_device_train_batch_size=size,
-            max_steps=steps,
+            max_steps=2 * len(batches),
             max_length=args.max_seq_len,
             bf16=args.dtype == "bf16",
             gradient_checkpointing=False,  # its default trades a third more time for memory
@@ -269,7 +278,7 @@ def run_trl(args, work: dict, pipe) -> None:
         RewardTrainer(
             model=make_model(args, work),
             args=config,
-            train_dataset=datasets.Dataset.from_list(pairs),
+            train_dataset=datasets.Dataset.from_list([p for b in batches for p in b + b]),
             processing_class=work["tokenizer"],
             callbacks=[Turns()],
         ).train()
@@ -297,20 +306,27 @@ def synchronize(device) -> None:
         torch.cuda.synchronize()
 
 
-def reset_peak(device) -> None:
-    """Begin to measure peak memory: of the process on a CPU, of tensors on a GPU."""
+def reset_peak(device) -> int:
+    """Begin to measure peak memory, and return what is in use now, in bytes.
+
+    On a GPU that of tensors, on a CPU that of the process.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+    return resident("VmRSS")
 
 
 def peak(device) -> int:
     """Peak memory in bytes since `reset_peak`."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM")
+
+
+def resident(field: str) -> int:
+    """Bytes of this process in memory, by the name that the kernel gives the figure."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def matmul_rate(args, work: dict, tokens: int) -> float:
@@ -346,8 +362,15 @@ def matmul_rate(args, work: dict, tokens: int) -> float:
     return flops / seconds
 
 
-def report(args, work: dict, rounds: list[dict]) -> None:
-    """Print the medians as a Markdown table; write everything to --output."""
+def report(args, work: dict, rounds: list[dict], measured: list[dict]) -> None:
+    """Print the medians as a Markdown table; write everything to --output.
+
+    Args:
+        args: the command line.
+        work: what `prepare` made.
+        rounds: of each contestant a step, timed.
+        measured: the same for memory.
+    """
     summary = {}
     for name in rounds[0]:
         results = [results[name] for results in rounds]
@@ -363,16 +386,20 @@ def report(args, work: dict, rounds: list[dict]) -> None:
             "tokens_per_comparison": statistics.mean(
                 r["tokens"] / r["comparisons"] for r in results
             ),
-            "peak_memory_gib": max(r["peak_memory"] for r in results) / 2**30,
+            "peak_gib": max(r[name]["peak_memory"] for r in measured) / 2**30,
+            "step_gib": max(r[name]["peak_memory"] - r[name]["at_rest"] for r in measured) / 2**30,
         }
     print(f"\n{describe(args, work)}\n")
-    print("| | s a step | comparisons/s | packed is faster by | tokens a comparison | peak GiB |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| | s a step | comparisons/s | packed is faster by | tokens a comparison "
+        "| peak GiB | of it the step's |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for name, line in summary.items():
         print(
             f"| {name} | {line['seconds_per_step']:.2f} | {line['comparisons_per_second']:.2f} | "
             f"{line['packed_is_faster_by']:.2f} | {line['tokens_per_comparison']:.0f} | "
-            f"{line['peak_memory_gib']:.2f} |"
+            f"{line['peak_gib']:.2f} | {line['step_gib']:.2f} |"
         )
     shares = packed_shares([results["packed"] for results in rounds])
     for name, value in shares.items():
@@ -380,7 +407,8 @@ def report(args, work: dict, rounds: list[dict]) -> None:
     if args.output:
         record = {"arguments": vars(args), "machine": machine(), "summary": summary}
         Path(args.output).write_text(
-            json.dumps({**record, "packed": shares, "rounds": rounds}, indent=1) + "\n"
+            json.dumps({**record, "packed": shares, "rounds": rounds, "memory": measured}, indent=1)
+            + "\n"
         )
 
 

@@ -17,14 +17,18 @@ class Segments:
 
     Attributes:
         query_lengths: queries of each piece; they stand one after the other.
-        key_lengths: keys of each piece.
-        key_index: int64 [sum of key_lengths], the token of the row that each key belongs to.
+        own_lengths: keys of each piece that no piece before it has; these, too, stand one after
+            the other in the row.
+        prefix_lengths: keys that stand before them: the first ones of the piece before that has
+            none such, which begins the comparison.
+        key_index: int64 [sum of all keys], the token of the row that each key belongs to.
         query_starts: int32 [S + 1], where the queries of each piece begin, and where all end.
         key_starts: int32 [S + 1], the same of the keys.
     """
 
     query_lengths: list[int]
-    key_lengths: list[int]
+    own_lengths: list[int]
+    prefix_lengths: list[int]
     key_index: torch.Tensor
     query_starts: torch.Tensor
     key_starts: torch.Tensor
@@ -33,9 +37,20 @@ class Segments:
     def of(cls, pieces: Sequence[tuple[int, range, range]]) -> "Segments":
         """From the number of queries, the prefix and the tail of each piece."""
         queries = [number for number, _, _ in pieces]
+        own, prefixes, placed = [], [], 0
+        for _, prefix, tail in pieces:
+            begins = prefix.start == placed  # a comparison: its prefix is not in the row yet
+            prefixes.append(0 if begins else len(prefix))
+            own.append(len(tail) + (len(prefix) if begins else 0))
+            placed += own[-1]
         keys = [len(prefix) + len(tail) for _, prefix, tail in pieces]
         parts = [torch.arange(r.start, r.stop) for _, *ranges in pieces for r in ranges]
-        return cls(queries, keys, torch.cat(parts), _starts(queries), _starts(keys))
+        return cls(queries, own, prefixes, torch.cat(parts), _starts(queries), _starts(keys))
+
+    @property
+    def key_lengths(self) -> list[int]:
+        """Keys of each piece."""
+        return [p + own for p, own in zip(self.prefix_lengths, self.own_lengths, strict=True)]
 
     def to(self, device: torch.device) -> "Segments":
         """A copy on another device."""

@@ -59,21 +59,19 @@ def shared_prefix_attention(
         return query.transpose(1, 2), None  # nobody uses it
     if row_keys:
         key, value = row_keys
-    # [1, T, heads, width] is how the projections laid them out: whole tokens are copied.
-    key = key.transpose(1, 2).index_select(1, segments.key_index)
-    value = value.transpose(1, 2).index_select(1, segments.key_index)
+    options = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     if _has_varlen_kernel(query, value, dropout):
         output = varlen_attn(
             query[0].transpose(0, 1),
-            key[0],
-            value[0],
+            # [T, heads, width] is how the projections laid them out: whole tokens are copied.
+            key[0].transpose(0, 1).index_select(0, segments.key_index),
+            value[0].transpose(0, 1).index_select(0, segments.key_index),
             segments.query_starts,
             segments.key_starts,
             max(segments.query_lengths),
             max(segments.key_lengths),
-            scale=scaling,
             window_size=(sliding_window - 1 if sliding_window else -1, 0),  # 0 to the right: causal
-            enable_gqa=query.shape[1] != key.shape[2],
+            **options,
         )
         return output[None], None
     outputs = [
@@ -84,16 +82,9 @@ def shared_prefix_attention(
             attn_mask=_mask(queries.shape[2], keys.shape[2], sliding_window, query.device),
             dropout_p=dropout,
             is_causal=_plain_causal(queries.shape[2], keys.shape[2], sliding_window),
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[2],
+            **options,
         ).transpose(1, 2)
-        # Not slices: the backward of each would write zeros for the whole row.
-        for queries, keys, values in zip(
-            query.split(segments.query_lengths, dim=2),
-            key.transpose(1, 2).split(segments.key_lengths, dim=2),
-            value.transpose(1, 2).split(segments.key_lengths, dim=2),
-            strict=True,
-        )
+        for queries, keys, values in _pieces(query, key, value, segments)
     ]
     return torch.cat(outputs, dim=1), None
 
@@ -197,6 +188,24 @@ def _has_varlen_kernel(query: torch.Tensor, value: torch.Tensor, dropout: float)
         and not dropout
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
     )
+
+
+def _pieces(query, key, value, segments):
+    """Queries, keys and values of each piece, all [1, heads, tokens, width]."""
+    padding = key.shape[2] - sum(segments.own_lengths)
+    # Not slices: the backward of each would write zeros for the whole row.
+    parts = [part.split([*segments.own_lengths, padding], dim=2) for part in (key, value)]
+    prefix = []
+    for queries, length, *own in zip(
+        query.split(segments.query_lengths, dim=2), segments.prefix_lengths, *parts, strict=False
+    ):
+        if not length:
+            prefix = own
+            yield queries, *own
+        else:
+            if prefix[0].shape[2] > length:  # once: the first tail stood behind it
+                prefix = [part[:, :, :length] for part in prefix]
+            yield queries, *(torch.cat(pair, dim=2) for pair in zip(prefix, own, strict=True))
 
 
 def _plain_causal(queries: int, keys: int, window: int | None) -> bool:

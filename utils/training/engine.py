@@ -91,6 +91,9 @@ def build_engine(model: torch.nn.Module, config: dict, args, total_steps: int):
         lr_scheduler=schedule if own_scheduler else None,
         config=config,
     )
+    if engine.world_size == 1 and engine.zero_optimization_stage() == 0:
+        # There is nothing to reduce; DeepSpeed would copy all gradients to a buffer and back.
+        engine.enable_backward_allreduce = False
     return engine
 
 
