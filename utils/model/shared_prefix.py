@@ -61,19 +61,7 @@ def shared_prefix_attention(
         key, value = row_keys
     options = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     if _has_varlen_kernel(query, value, dropout):
-        output = varlen_attn(
-            query[0].transpose(0, 1),
-            # [T, heads, width] is how the projections laid them out: whole tokens are copied.
-            key[0].transpose(0, 1).index_select(0, segments.key_index),
-            value[0].transpose(0, 1).index_select(0, segments.key_index),
-            segments.query_starts,
-            segments.key_starts,
-            max(segments.query_lengths),
-            max(segments.key_lengths),
-            window_size=(sliding_window - 1 if sliding_window else -1, 0),  # 0 to the right: causal
-            **options,
-        )
-        return output[None], None
+        return _fused(query, key, value, segments, sliding_window, **options), None
     outputs = [
         scaled_dot_product_attention(
             queries,
@@ -188,6 +176,23 @@ def _has_varlen_kernel(query: torch.Tensor, value: torch.Tensor, dropout: float)
         and not dropout
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
     )
+
+
+def _fused(query, key, value, segments, window: int | None, **options) -> torch.Tensor:
+    """All pieces in one call of FlashAttention, [1, Q, heads, width]."""
+    # [T, heads, width] is how the projections laid them out: whole tokens are copied.
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    return varlen_attn(
+        query,
+        key.index_select(0, segments.key_index),
+        value.index_select(0, segments.key_index),
+        segments.query_starts,
+        segments.key_starts,
+        max(segments.query_lengths),
+        max(segments.key_lengths),
+        window_size=(window - 1 if window else -1, 0),  # none to the right: causal
+        **options,
+    )[None]
 
 
 def _pieces(query, key, value, segments):
