@@ -13,6 +13,7 @@ from transformers import (
     BertConfig,
     BloomConfig,
     Gemma2Config,
+    GptOssConfig,
     MambaConfig,
     MiniMaxConfig,
     Qwen3NextConfig,
@@ -310,7 +311,8 @@ def test_decoders_with_exchangeable_attention_are_packed(family):
         (BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=9), "bloom does not let"),
         (MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=9), "mamba"),
         (BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), "bert is not a"),
-        (Gemma2Config(num_hidden_layers=1), "gemma2 caps its attention logits"),
+        (Gemma2Config(num_hidden_layers=1), "gemma2"),  # caps its attention logits
+        (GptOssConfig(num_hidden_layers=1), "gpt_oss"),  # adds a sink to them
         (Qwen3NextConfig(), "qwen3_next"),
         (MiniMaxConfig(), "not all layers of minimax are attention"),
     ],
@@ -322,6 +324,12 @@ def test_other_families_are_padded_and_told_so(config, reason):
     assert reason in note
     with pytest.raises(InputError, match="--batch_layout padded"):
         choose_layout(config, "packed")
+
+
+def test_a_model_that_hands_no_segments_on_is_refused():
+    query, key, value = random_heads()
+    with pytest.raises(InputError, match="Linear does not.*give --batch_layout padded"):
+        shared_prefix_attention(torch.nn.Linear(1, 1), query, key, value, None)
 
 
 def test_the_layout_leaves_no_trace_in_the_saved_config(models, tmp_path):

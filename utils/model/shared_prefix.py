@@ -53,7 +53,15 @@ def shared_prefix_attention(
 
     Returns:
         float [1, Q, heads, width], and None for the attention weights.
+
+    Raises:
+        InputError: the model does not hand `segments` on.
     """
+    if segments is None:
+        raise InputError(
+            f"{type(module).__name__} does not get to know which answers share a prompt: "
+            "give --batch_layout padded"
+        )
     if row_keys == []:
         row_keys += [key, value]
         return query.transpose(1, 2), None  # nobody uses it
@@ -151,8 +159,9 @@ def _why_not_packed(config: PreTrainedConfig) -> str:
     if type(config) not in AutoModelForSequenceClassification._model_mapping:
         return f"{family} is not a family of Transformers' own"
     kind = AutoModelForSequenceClassification._model_mapping[type(config)]
-    # The fused kernels know causal masks and windows alone, so who supports them needs no more.
-    if not (kind._supports_attention_backend and kind._supports_flash_attn) or kind._is_stateful:
+    # Both kernels know causal masks and windows alone, so who supports them needs no more.
+    kernels = kind._supports_flash_attn and kind._supports_sdpa
+    if not (kind._supports_attention_backend and kernels) or kind._is_stateful:
         return f"{family} does not let its attention be exchanged"
     if set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
         return f"not all layers of {family} are attention"
