@@ -6,7 +6,7 @@
 #   bash training_scripts/opt/cpu/run_tiny.sh [OUTPUT] [ZERO_STAGE] [flags of main.py]
 #
 # Hardware: 2 CPU cores, 2 GB of memory.
-# Expect:   under 2 minutes; accuracy 0.96 to 0.98 on unseen prompts, both built-in prompts right.
+# Expect:   under a minute; accuracy 0.96 to 0.98 on unseen prompts, both built-in prompts right.
 # Override: DEMO (where the demo is written), MODEL, DATA (a folder with train and test files), SEED
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../environment.sh"
