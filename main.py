@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from utils.arguments import InputError, parse_training_arguments
@@ -119,17 +120,20 @@ def prepare_text(args, config) -> ComparisonTokenizer:
 
 def make_plans(args, train_rows, eval_rows):
     """This rank's micro-batches: the steps of each epoch, and one pass over the evaluation set."""
-    packed, limit = args.batch_layout == "packed", args.max_tokens_per_micro_batch
-    rank, world_size = distributed.rank(), distributed.world_size()
-
-    def group(rows, batch_size, accumulation):
-        sizes = np.asarray(rows["tokens" if packed else "length"])
-        return Grouping(sizes, batch_size, accumulation, world_size, packed, limit)
-
-    batch_size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    grouping = group(train_rows, batch_size, accumulation)
+    rank = distributed.rank()
+    group = partial(
+        Grouping.of,
+        layout=args.batch_layout,
+        world_size=distributed.world_size(),
+        max_tokens=args.max_tokens_per_micro_batch,
+    )
+    grouping = group(
+        train_rows,
+        batch_size=args.per_device_train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+    )
     plans = [training_plan(grouping, rank, args.seed, e) for e in range(args.num_train_epochs)]
-    grouping = group(eval_rows, args.per_device_eval_batch_size, 1)
+    grouping = group(eval_rows, batch_size=args.per_device_eval_batch_size)
     return plans, evaluation_plan(grouping, rank, args.eval_iters)
 
 

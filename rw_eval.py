@@ -167,9 +167,7 @@ def load_rows(args, encoder: ComparisonTokenizer) -> datasets.Dataset:
 
 def evaluate_rows(args, model, encoder, collate, rows, device) -> None:
     """Score a data set, print its metrics by source, write scores.jsonl and report.json."""
-    packed = args.batch_layout == "packed"
-    sizes = np.asarray(rows["tokens" if packed else "length"])
-    plan = evaluation_plan(Grouping(sizes, args.batch_size, packed=packed))
+    plan = evaluation_plan(Grouping.of(rows, args.batch_layout, args.batch_size))
     batches = load_batches(rows, plan, collate)
     scores_of, sums = {}, defaultdict(lambda: torch.zeros(len(SUMS), dtype=torch.float64))
     sources = rows["source"]

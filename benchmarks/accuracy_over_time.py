@@ -25,8 +25,8 @@ import torch
 import transformers
 from matplotlib.figure import Figure
 
+from benchmarks.throughput import explode
 from utils.data.batching import load_batches, make_collator
-from utils.data.comparison import ranked_pairs
 from utils.data.sampling import Grouping, evaluation_plan
 from utils.data.sources import load_source
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
@@ -129,15 +129,8 @@ def run_trl(args, start: Path, seed: int, folder: Path) -> list[dict]:
         )
         for path in (args.data_path, args.eval_data_path)
     )
-    pairs = [
-        {"chosen_ids": row["input_ids"][better], "rejected_ids": row["input_ids"][worse]}
-        for row in train
-        for better, worse in ranked_pairs(
-            [row["ranks"][i] for i in row["answers"]], row["input_ids"]
-        )
-    ]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(start)
-    plan = evaluation_plan(Grouping(torch.tensor(test["length"]).numpy(), batch_size=1))
+    plan = evaluation_plan(Grouping.of(test, "padded", batch_size=1))
     batches = load_batches(test, plan, make_collator(encoder, "padded"))
 
     def accuracy() -> float:
@@ -178,7 +171,7 @@ def run_trl(args, start: Path, seed: int, folder: Path) -> list[dict]:
     RewardTrainer(
         model=model,
         args=config,
-        train_dataset=datasets.Dataset.from_list(pairs),
+        train_dataset=datasets.Dataset.from_list(explode(train)),
         processing_class=tokenizer,
         callbacks=[Clock()],
     ).train()

@@ -185,6 +185,7 @@ def run_layout(args, name: str, work: dict, pipe) -> None:
     engine.train()
     layout = PackedCollator if name == "packed" else PaddedCollator
     collate = layout(work["pad_token_id"])
+    throughput = Throughput(engine.module, device, args.dtype, 1)
 
     def step(number: int) -> dict:
         rows = batch_of(work["rows"], number, args.batch_size)
@@ -195,7 +196,6 @@ def run_layout(args, name: str, work: dict, pipe) -> None:
         batch = batch.to(device)
         engine.backward(pairwise_loss(engine(batch), batch.pairs, batch.weight))
         engine.step()
-        throughput = Throughput(engine.module, device, args.dtype, 1)
         tokens, slots, _, attended = work_done.tolist()
         return {
             "comparisons": len(rows),
@@ -224,13 +224,7 @@ def run_trl(args, work: dict, pipe) -> None:
     import datasets
     from trl import RewardConfig, RewardTrainer
 
-    pairs = [
-        {"chosen_ids": row["input_ids"][better], "rejected_ids": row["input_ids"][worse]}
-        for row in work["rows"]
-        for better, worse in ranked_pairs(
-            [row["ranks"][i] for i in row["answers"]], row["input_ids"]
-        )
-    ]
+    pairs = explode(work["rows"])
     per_comparison = len(pairs) / len(work["rows"])
     if per_comparison > 1:  # else the pairs of a comparison would stand together
         pairs = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))]
@@ -282,6 +276,17 @@ def run_trl(args, work: dict, pipe) -> None:
             processing_class=work["tokenizer"],
             callbacks=[Turns()],
         ).train()
+
+
+def explode(rows) -> list[dict]:
+    """All pairs of ranked comparisons, as TRL's RewardTrainer takes them tokenised."""
+    return [
+        {"chosen_ids": row["input_ids"][better], "rejected_ids": row["input_ids"][worse]}
+        for row in rows
+        for better, worse in ranked_pairs(
+            [row["ranks"][i] for i in row["answers"]], row["input_ids"]
+        )
+    ]
 
 
 def batch_of(rows: list[dict], number: int, size: int) -> list[dict]:

@@ -48,6 +48,13 @@ class Grouping:
     packed: bool = False
     max_tokens: int = 0
 
+    @classmethod
+    def of(cls, rows, layout: str, batch_size: int, **others) -> "Grouping":
+        """For tokenised comparisons (ComparisonTokenizer.rows) in a layout, packed or padded."""
+        packed = layout == "packed"
+        sizes = np.asarray(rows["tokens" if packed else "length"])
+        return cls(sizes, batch_size, packed=packed, **others)
+
     def __post_init__(self):
         if self.max_tokens and not self.packed:
             raise InputError(

@@ -71,16 +71,8 @@ def shared_prefix_attention(
     if _has_varlen_kernel(query, value, dropout):
         return _fused(query, key, value, segments, sliding_window, **options), None
     outputs = [
-        scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=_mask(queries.shape[2], keys.shape[2], sliding_window, query.device),
-            dropout_p=dropout,
-            is_causal=_plain_causal(queries.shape[2], keys.shape[2], sliding_window),
-            **options,
-        ).transpose(1, 2)
-        for queries, keys, values in _pieces(query, key, value, segments)
+        _attend(*piece, sliding_window, dropout_p=dropout, **options).transpose(1, 2)
+        for piece in _pieces(query, key, value, segments)
     ]
     return torch.cat(outputs, dim=1), None
 
@@ -222,14 +214,16 @@ def _pieces(query, key, value, segments):
             yield queries, *(torch.cat(pair, dim=2) for pair in zip(prefix, own, strict=True))
 
 
-def _plain_causal(queries: int, keys: int, window: int | None) -> bool:
-    return queries == keys and not (window and keys > window)
-
-
-def _mask(queries: int, keys: int, window: int | None, device) -> torch.Tensor | None:
-    """bool [queries, keys], aligned at the end; None where all see all or is_causal says it."""
-    hidden = window and keys > window
-    if _plain_causal(queries, keys, window) or (queries == 1 and not hidden):
-        return None
-    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-    return mask.triu(keys - queries - window + 1) if hidden else mask
+def _attend(query, key, value, window: int | None, **options) -> torch.Tensor:
+    """One piece, causal and aligned at its end, all [1, heads, tokens, width]."""
+    queries, keys = query.shape[2], key.shape[2]
+    hides = window and keys > window
+    mask = None
+    if hides or 1 < queries < keys:  # a single query sees all; is_causal says the plain case
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
+        mask = mask.tril(keys - queries)
+        mask = mask.triu(keys - queries - window + 1) if hides else mask
+    is_causal = mask is None and queries == keys
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_causal, **options
+    )
