@@ -56,6 +56,7 @@ def main(args) -> None:
     transformers.utils.logging.set_verbosity_error()  # hub.py reports what loading finds
     transformers.utils.logging.disable_progress_bar()
     check_output_dir(args)
+    distributed.keep_freed_memory()
     device = distributed.initialize(args.local_rank)
     for note in resolve_precision(args, device):
         distributed.log(note)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import transformers
 
+from utils import distributed
 from utils.data.batching import load_batches, make_collator
 from utils.data.comparison import Comparison
 from utils.data.sampling import Grouping, evaluation_plan
@@ -63,6 +64,7 @@ def main(args) -> None:
     """Score what the command line names: a data set, one prompt, or the built-in prompts."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    distributed.keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
     args.batch_layout, notes = choose_layout(config, args.batch_layout)

@@ -6,7 +6,9 @@
 
 A model of the given shape with random weights takes full training steps (forward, backward,
 clipping, AdamW) on the same random batches in each layout. Every contestant lives in a process of
-its own, and they run in turn: what else the machine does hits all of them alike.
+its own, and they run in turn: what else the machine does hits all of them alike. On a CPU main.py
+keeps the memory that tensors free. The padded layouts stand for other trainers, which do not;
+a line more shows the padded layout with it, so that what the layout gains can be seen by itself.
 `--peer trl` adds TRL's RewardTrainer, its own loop and collator, where trl is installed; it gets
 ranked data exploded into pairs, since it takes no others.
 """
@@ -45,7 +47,8 @@ from utils.training.loss import pairwise_loss
 from utils.training.throughput import Throughput
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LAYOUTS = ("padded to the maximum", "padded to the longest", "packed")
+PACKED, PADDED_KEPT = "packed", "padded to the longest, memory kept"
+LAYOUTS = ("padded to the maximum", "padded to the longest", PADDED_KEPT, PACKED)
 TRL = "TRL RewardTrainer"
 
 
@@ -75,6 +78,8 @@ def parse_arguments() -> argparse.Namespace:
 def main(args) -> None:
     """Tokenise once, let the contestants run in turn, print the table."""
     names = [*LAYOUTS, TRL] if args.peer else list(LAYOUTS)
+    if torch.cuda.is_available():
+        names.remove(PADDED_KEPT)  # there all of them keep it
     with tempfile.TemporaryDirectory() as folder:
         work = prepare(args, Path(folder))
     rounds = measured = take_turns(args, names, work)
@@ -103,7 +108,7 @@ def take_turns(args, names: list[str], work: dict) -> list[dict]:
         for name, (pipe, _) in contestants.items():
             pipe.send(number)
             results[name] = pipe.recv()
-        packed = results["packed"]
+        packed = results[PACKED]
         packed["matmul_rate"] = matmul_rate(args, work, int(packed["tokens"]))
         rounds.append(results)
     for pipe, process in contestants.values():
@@ -172,6 +177,8 @@ def contest(args, name: str, work: dict, pipe) -> None:
 
 def run_layout(args, name: str, work: dict, pipe) -> None:
     """Train with DeepSpeed as main.py does, in one of our layouts."""
+    if name in (PACKED, PADDED_KEPT):
+        distributed.keep_freed_memory()
     device = distributed.initialize()
     flags = {
         "model_name_or_path": "random",
@@ -180,10 +187,10 @@ def run_layout(args, name: str, work: dict, pipe) -> None:
         "zero_stage": int(args.dtype == "bf16"),  # as main.py chooses
     }
     training = parse_training_arguments([f"--{name}={value}" for name, value in flags.items()])
-    model = RewardModel(make_model(args, work, SHARED_PREFIX if name == "packed" else None))
+    model = RewardModel(make_model(args, work, SHARED_PREFIX if name == PACKED else None))
     engine = build_engine(model, deepspeed_config(training, 1), training, 10 * args.rounds)
     engine.train()
-    layout = PackedCollator if name == "packed" else PaddedCollator
+    layout = PackedCollator if name == PACKED else PaddedCollator
     collate = layout(work["pad_token_id"])
     throughput = Throughput(engine.module, device, args.dtype, 1)
 
@@ -380,7 +387,7 @@ def report(args, work: dict, rounds: list[dict], measured: list[dict]) -> None:
     for name in rounds[0]:
         results = [results[name] for results in rounds]
         rates = [r["comparisons"] / r["seconds"] for r in results]
-        packed = [r["packed"]["comparisons"] / r["packed"]["seconds"] for r in rounds]
+        packed = [r[PACKED]["comparisons"] / r[PACKED]["seconds"] for r in rounds]
         summary[name] = {
             "seconds_per_step": statistics.median(r["seconds"] for r in results),
             "comparisons_per_step": results[0]["comparisons"],
@@ -406,7 +413,7 @@ def report(args, work: dict, rounds: list[dict], measured: list[dict]) -> None:
             f"{line['packed_is_faster_by']:.2f} | {line['tokens_per_comparison']:.0f} | "
             f"{line['peak_gib']:.2f} | {line['step_gib']:.2f} |"
         )
-    shares = packed_shares([results["packed"] for results in rounds])
+    shares = packed_shares([results[PACKED] for results in rounds])
     for name, value in shares.items():
         print(f"{name}: {value:.1%}")
     if args.output:
