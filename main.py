@@ -199,7 +199,7 @@ def train(args, engine, train_batches, eval_batches, device, log) -> dict:
     """The loop: evaluate, then steps with evaluations between; returns the last evaluation."""
     result = evaluate(engine, eval_batches, device)
     log.evaluation(0, 0.0, result)
-    step, total_steps = 0, log.bar.total
+    step, total_steps = 0, log.total_steps
     engine.train()  # a loaded model has its dropout off
     for epoch, loader in enumerate(train_batches):
         batches, steps = iter(loader), len(loader) // args.gradient_accumulation_steps

@@ -25,7 +25,7 @@ import torch
 import transformers
 from matplotlib.figure import Figure
 
-from benchmarks.throughput import explode
+from benchmarks.contestants import explode
 from utils.data.batching import load_batches, make_collator
 from utils.data.sampling import Grouping, evaluation_plan
 from utils.data.sources import load_source

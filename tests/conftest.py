@@ -163,3 +163,14 @@ def run_command(*words, timeout: int = 300) -> subprocess.CompletedProcess:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     return subprocess.CompletedProcess(words, process.returncode, output, errors)
+
+
+def slow_prefix(sequences):
+    """Length of what all sequences begin with, counted one position at a time."""
+    count = 0
+    while sequences:
+        column = {tuple(ids[count : count + 1]) for ids in sequences}
+        if len(column) > 1 or column == {()}:
+            break
+        count += 1
+    return count

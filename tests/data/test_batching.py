@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import slow_prefix
 from utils.data.batching import (
     PackedCollator,
     PaddedCollator,
@@ -27,15 +28,6 @@ from utils.data.tokenization import (
 PAD = 1
 
 
-def slow_shared(sequences):
-    count = 0
-    while all(
-        count < len(ids) and ids[: count + 1] == sequences[0][: count + 1] for ids in sequences
-    ):
-        count += 1
-    return count
-
-
 def make_row(sequences, chance):
     """A tokenised comparison: some of its answers, in order, have these token ids."""
     total = len(sequences) + int(chance.integers(0, 3))
@@ -44,7 +36,7 @@ def make_row(sequences, chance):
         "answers": sorted(chance.permutation(total)[: len(sequences)].tolist()),
         "ranks": chance.integers(0, 3, total).tolist(),
         "answer_starts": [int(chance.integers(len(ids))) for ids in sequences],
-        "shared": slow_shared(sequences),
+        "shared": slow_prefix(sequences),
     }
 
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import TEXTS
+from tests.conftest import TEXTS, slow_prefix
 from utils.arguments import InputError
 from utils.data.comparison import Comparison
 from utils.data.tokenization import (
@@ -265,17 +265,6 @@ def test_truncated_says_whether_a_kept_answer_was_cut(make_encoder, policy):
     ):
         kept = [before["input_ids"][i] for i in row["answers"]]
         assert row["truncated"] == (row["input_ids"] != kept)
-
-
-def slow_prefix(sequences):
-    """Length of what all sequences begin with, counted one position at a time."""
-    count = 0
-    while sequences:
-        column = {tuple(ids[count : count + 1]) for ids in sequences}
-        if len(column) > 1 or column == {()}:
-            break
-        count += 1
-    return count
 
 
 @pytest.mark.parametrize("seed", range(20))

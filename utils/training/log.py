@@ -40,7 +40,7 @@ class RunLog:
 
     Args:
         args: output_dir and logging_steps count.
-        total_steps: steps of the whole run, for the progress bar.
+        total_steps: steps of the whole run.
         monitor: DeepSpeed's monitor, which writes TensorBoard events.
         throughput: turns counted work into rates.
     """
@@ -48,6 +48,7 @@ class RunLog:
     def __init__(self, args, total_steps: int, monitor, throughput: Throughput):
         self.file = Path(args.output_dir) / "metrics.jsonl"
         self.logging_steps = args.logging_steps
+        self.total_steps = total_steps
         self.monitor = monitor
         self.throughput = throughput
         self.lines: list[dict] = []
@@ -70,7 +71,7 @@ class RunLog:
         self.bar.update()
         self.sums = self.sums + sums
         self.seconds += seconds
-        if step % self.logging_steps and step != self.bar.total:
+        if step % self.logging_steps and step != self.total_steps:
             return
         result = summarize(self.sums[: len(SUMS)])
         rates = self.throughput.rates(result["comparisons"], self.sums[len(SUMS) :], self.seconds)
