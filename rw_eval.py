@@ -13,7 +13,8 @@ from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from utils.arguments import InputError, parse_evaluation_arguments
+from utils.arguments import InputError
+from utils.evaluation.arguments import parse_evaluation_arguments
 
 # A wrong flag is answered before the seconds that the imports below take.
 ARGS = parse_evaluation_arguments() if __name__ == "__main__" else None

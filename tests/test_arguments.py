@@ -1,6 +1,7 @@
 import pytest
 
-from utils.arguments import SCHEDULERS, parse_evaluation_arguments, parse_training_arguments
+from utils.arguments import SCHEDULERS, parse_training_arguments
+from utils.evaluation.arguments import parse_evaluation_arguments
 
 # Every flag of DeepSpeed-Chat's step 2, as its users type them.
 DEEPSPEED_CHAT = """--data_path Dahoas/rm-static Dahoas/full-hh-rlhf --data_split 2,4,4

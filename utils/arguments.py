@@ -1,4 +1,4 @@
-"""The command lines of main.py and rw_eval.py, in groups, and what can be checked in them alone."""
+"""The command line of main.py, in groups, and what can be checked in it alone."""
 
 import argparse
 
@@ -12,7 +12,7 @@ SCHEDULERS = (
 )
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one to show."""
 
     def _get_help_string(self, action):
@@ -38,7 +38,7 @@ def parse_training_arguments(argv: list[str] | None = None) -> argparse.Namespac
         prog="main.py",
         usage="main.py --model_name_or_path MODEL --data_path DATA [DATA ...] [flags; see --help]",
         description="Finetune a causal language model into a reward model with DeepSpeed.",
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
     )
     _add_data(parser)
     _add_tokenization(parser)
@@ -51,79 +51,6 @@ def parse_training_arguments(argv: list[str] | None = None) -> argparse.Namespac
     args = parser.parse_args(argv)
     _check_training(parser, args)
     return args
-
-
-def parse_evaluation_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse rw_eval.py's command line; a wrong flag or value exits with code 2."""
-    parser = argparse.ArgumentParser(
-        prog="rw_eval.py",
-        usage="rw_eval.py --model_name_or_path MODEL [flags; see --help]",
-        description="Score answers with a reward model. Without --prompt and --data_path it scores "
-        "two built-in prompts, each with a good and a bad answer.",
-        formatter_class=_HelpFormatter,
-    )
-    _add_scoring_input(parser)
-    _add_scoring_settings(parser)
-    args = parser.parse_args(argv)
-    if (args.prompt is None) != (args.response is None):
-        parser.error("--prompt and --response go together")
-    if args.prompt is not None and args.data_path:
-        parser.error("--prompt and --data_path exclude each other")
-    if args.output_dir and not args.data_path:
-        parser.error("--output_dir goes with --data_path")
-    _require(parser, args, 1, "batch_size", "max_seq_len", "pad_to_multiple_of")
-    return args
-
-
-def _add_scoring_input(parser):
-    add = parser.add_argument_group("model").add_argument
-    add("--model_name_or_path", required=True, help="folder or hub name of the reward model")
-    add("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the model")
-    add(
-        "--trust_remote_code",
-        action="store_true",
-        help="run model code that comes with the checkpoint; only for sources you trust",
-    )
-
-    add = parser.add_argument_group("what to score").add_argument
-    add("--prompt", help="a prompt; its answers follow in --response")
-    add("--response", action="append", help="an answer to --prompt; may be given several times")
-    add(
-        "--data_path",
-        nargs="+",
-        help="files, folders or hub names with comparisons, in any layout that main.py takes",
-    )
-    add("--data_output_path", help="where tokenised data is cached (default: datasets' own cache)")
-    add("--batch_size", type=int, default=16, help="comparisons in a batch")
-    _add_layout(add)
-    add(
-        "--output_dir",
-        help="with --data_path: folder for scores.jsonl (one line a comparison) and report.json",
-    )
-
-
-def _add_scoring_settings(parser):
-    add = parser.add_argument_group(
-        "text to tokens", "what training used is read from the checkpoint; these override it"
-    ).add_argument
-    add("--max_seq_len", type=int, help="longest sequence in tokens")
-    add(
-        "--score_position",
-        choices=("end", "first_pad", "mean"),
-        help="the token whose value is the score",
-    )
-    add("--add_eot_token", action="store_true", help="end every answer with <|endoftext|>")
-    add(
-        "--apply_chat_template",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="take a text prompt as one user message and render it as a conversation",
-    )
-    add(
-        "--num_padding_at_beginning",
-        type=int,
-        help="as in main.py: found out from the tokenizer, an error if it contradicts it",
-    )
 
 
 def _add_data(parser):
@@ -210,7 +137,7 @@ def _add_optimization(parser):
         help="instead of a fixed number of comparisons: as many as have this many tokens together, "
         "in training and evaluation; 0: the fixed number",
     )
-    _add_layout(add)
+    add_layout(add)
     add("--gradient_accumulation_steps", type=int, default=1, help="micro-batches a step")
     add("--learning_rate", type=float, default=5e-5, help="peak learning rate")
     add("--weight_decay", type=float, default=0.0, help="AdamW's decay; none on biases and norms")
@@ -229,7 +156,8 @@ def _add_optimization(parser):
     add("--seed", type=int, default=1234, help="of the head, the data order and the dropout")
 
 
-def _add_layout(add):
+def add_layout(add) -> None:
+    """Add the flags of the batch layout, which main.py and rw_eval.py share, to a group."""
     add(
         "--batch_layout",
         choices=("packed", "padded"),
@@ -316,7 +244,8 @@ def _add_output(parser):
     )
 
 
-def _require(parser, args, least: float, *names: str):
+def require(parser, args, least: float, *names: str) -> None:
+    """Exit with code 2 if an argument is below `least`; None passes."""
     for name in names:
         value = getattr(args, name)
         if value is not None and not value >= least:
@@ -324,7 +253,7 @@ def _require(parser, args, least: float, *names: str):
 
 
 def _check_training(parser, args):
-    _require(
+    require(
         parser,
         args,
         1,
@@ -336,8 +265,8 @@ def _check_training(parser, args):
         "num_workers",
         "pad_to_multiple_of",
     )
-    _require(parser, args, 8, "max_seq_len")
-    _require(
+    require(parser, args, 8, "max_seq_len")
+    require(
         parser,
         args,
         0,
