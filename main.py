@@ -9,10 +9,8 @@
 
 import json
 import sys
-import time
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 from utils.arguments import InputError, parse_training_arguments
 
@@ -33,21 +31,26 @@ from utils.data.tokenization import (
     check_num_padding_at_beginning,
     prepare_tokenizer,
 )
-from utils.evaluation.metrics import SUMS, comparison_sums
 from utils.evaluation.report import model_card
-from utils.evaluation.scoring import evaluate
 from utils.model import hub
-from utils.model.adapters import add_lora
+from utils.model.adapters import add_lora, merge_lora, save_adapter
 from utils.model.shared_prefix import choose_layout
+from utils.training.checkpoint import (
+    Progress,
+    check_output_dir,
+    find_checkpoint,
+    load_checkpoint,
+    remove_foreign_states,
+    reshard,
+)
 from utils.training.engine import (
     build_engine,
     deepspeed_config,
     gather_weights,
     resolve_precision,
-    step_engine,
 )
 from utils.training.log import RunLog, write_arguments
-from utils.training.loss import pairwise_loss
+from utils.training.loop import Trainer
 from utils.training.throughput import Throughput, parameter_size
 
 
@@ -66,36 +69,42 @@ def main(args) -> None:
     args.batch_layout, notes = choose_layout(config, args.batch_layout)
     for note in notes:
         distributed.log(note)
+    checkpoint = find_checkpoint(args, device)
+    progress = checkpoint.progress if checkpoint else Progress()
     encoder = prepare_text(args, config)
     train_rows, eval_rows, counts = load_training_data(args, encoder)
     collate = make_collator(encoder, args.batch_layout, args.pad_to_multiple_of)
-    plans, eval_plan = make_plans(args, train_rows, eval_rows)
-    counts["tokens_per_epoch"] = count_tokens(train_rows, plans[0], device)
+    first_epoch, steps, eval_plan = make_plans(args, train_rows, eval_rows, progress)
+    total_steps = progress.step + len(steps)
+    counts["tokens_per_epoch"] = count_tokens(train_rows, first_epoch, device)
+    run = run_identity(args, train_rows)
+    mean = round(len(train_rows) / len(first_epoch), 1)
+    batch_size = mean if args.max_tokens_per_micro_batch else run["batch"]
+    if checkpoint:
+        checkpoint.check_run(**run)
     if args.dry_run:
-        show_plan(args, ds_config, encoder, train_rows, collate, counts, plans)
+        distributed.log(f"global batch: {batch_size:g} comparisons, {total_steps} steps in all")
+        show_plan(args, ds_config, encoder, train_rows, collate, counts)
         return
-    write_arguments(args, ds_config, counts, global_batch_size(args, plans, len(train_rows)))
-    total_steps = count_steps(args, plans)
+    state_folder = reshard(checkpoint, ds_config, args) if checkpoint else None
     engine = build_model_and_engine(args, config, encoder.tokenizer, ds_config, total_steps)
+    if checkpoint:
+        load_checkpoint(engine, checkpoint, state_folder)
+    remove_foreign_states(args, checkpoint)
+    write_arguments(args, ds_config, counts, batch_size)
     throughput = Throughput(engine.module, device, args.dtype, distributed.world_size())
-    log = RunLog(args, total_steps, engine.monitor, throughput)
-    eval_batches = load_batches(eval_rows, eval_plan, collate)
-    train_batches = [load_batches(train_rows, [m for s in p for m in s], collate) for p in plans]
-    result = train(args, engine, train_batches, eval_batches, device, log)
+    before = checkpoint.log if checkpoint else None
+    log = RunLog(args, total_steps, engine.monitor, throughput, progress.step, before)
+    save_model = partial(save, args, engine, encoder, counts)
+    trainer = Trainer(args, engine, device, log, progress, len(train_rows), run, save_model)
+    batches = load_batches(train_rows, [batch for step in steps for batch in step], collate)
+    trainer.train(batches, load_batches(eval_rows, eval_plan, collate))
     log.finish()
-    save(args, engine, encoder, counts, result)
-
-
-def check_output_dir(args) -> None:
-    """Refuse to train over a model that somebody saved."""
-    models = [*Path(args.output_dir).glob("*.safetensors"), Path(args.output_dir) / "config.json"]
-    if any(path.exists() for path in models) and not (args.overwrite_output_dir or args.dry_run):
-        raise InputError(
-            f"--output_dir {args.output_dir} already holds a model: give another folder, or "
-            "--overwrite_output_dir"
-        )
-    if Path(args.output_dir).is_file():
-        raise InputError(f"--output_dir {args.output_dir} is a file; expected a folder")
+    if not args.save_best:
+        save_model(trainer.result)
+    if engine.skipped_steps:
+        distributed.log(f"{engine.skipped_steps} steps were skipped by the fp16 loss scaler")
+    distributed.log(f"model, metrics.jsonl and training_curves.png are in {args.output_dir}")
 
 
 def prepare_text(args, config) -> ComparisonTokenizer:
@@ -119,8 +128,8 @@ def prepare_text(args, config) -> ComparisonTokenizer:
     return ComparisonTokenizer(tokenizer, settings)
 
 
-def make_plans(args, train_rows, eval_rows):
-    """This rank's micro-batches: the steps of each epoch, and one pass over the evaluation set."""
+def make_plans(args, train_rows, eval_rows, progress: Progress):
+    """This rank's micro-batches: the first epoch, all steps that are left, an evaluation."""
     rank = distributed.rank()
     group = partial(
         Grouping.of,
@@ -133,9 +142,15 @@ def make_plans(args, train_rows, eval_rows):
         batch_size=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
     )
-    plans = [training_plan(grouping, rank, args.seed, e) for e in range(args.num_train_epochs)]
+    steps = []
+    for epoch in range(progress.epoch, args.num_train_epochs):
+        start = progress.seen if epoch == progress.epoch else 0
+        steps += training_plan(grouping, rank, args.seed, epoch, start)
+    if args.max_steps:
+        steps = steps[: max(args.max_steps - progress.step, 0)]
+    first_epoch = training_plan(grouping, rank, args.seed, epoch=0)
     grouping = group(eval_rows, batch_size=args.per_device_eval_batch_size)
-    return plans, evaluation_plan(grouping, rank, args.eval_iters)
+    return first_epoch, steps, evaluation_plan(grouping, rank, args.eval_iters)
 
 
 def count_tokens(rows, plan, device) -> dict[str, int]:
@@ -151,18 +166,16 @@ def count_tokens(rows, plan, device) -> dict[str, int]:
     return {"packed": packed, "padded": padded}
 
 
-def count_steps(args, plans) -> int:
-    """Optimiser steps of the whole run."""
-    steps = sum(map(len, plans))
-    return min(steps, args.max_steps or steps)
-
-
-def global_batch_size(args, plans, comparisons: int) -> float:
-    """Comparisons in an optimiser step over all ranks; on average, where tokens limit them."""
-    if args.max_tokens_per_micro_batch:
-        return round(comparisons / len(plans[0]), 1)
-    micro_batches = args.gradient_accumulation_steps * distributed.world_size()
-    return args.per_device_train_batch_size * micro_batches
+def run_identity(args, rows) -> dict:
+    """What a run must share with the training state that it goes on from, and its step's size."""
+    flags = ("seed", "dtype", "zero_stage", "lora_dim", "only_optimize_lora", "lora_module_name")
+    run = {f"--{name}": getattr(args, name) for name in flags}
+    run |= {"training comparisons": len(rows), "tokens in an epoch": sum(rows["tokens"])}
+    size = args.max_tokens_per_micro_batch or args.per_device_train_batch_size
+    return {
+        "run": run,
+        "batch": size * args.gradient_accumulation_steps * distributed.world_size(),
+    }
 
 
 def build_model_and_engine(args, config, tokenizer, ds_config, total_steps):
@@ -184,79 +197,23 @@ def build_model_and_engine(args, config, tokenizer, ds_config, total_steps):
     for note in notes:
         distributed.log(note)
     if args.lora_dim:
-        layers = add_lora(model, args.lora_dim, args.lora_module_name, args.only_optimize_lora)
+        layers = add_lora(
+            model, args.lora_dim, args.lora_alpha, args.lora_module_name, args.only_optimize_lora
+        )
         distributed.log(f"LoRA of rank {args.lora_dim} on {layers} linear layers")
     if args.gradient_checkpointing:
         model.model.activation_checkpointing_enable()
     sizes = {p: parameter_size(p) for p in model.parameters()}
     trained = sum(size for p, size in sizes.items() if p.requires_grad)
     distributed.log(f"{trained:,} of {sum(sizes.values()):,} parameters train")
-    transformers.set_seed(args.seed + distributed.rank())  # other dropout on every rank
     return build_engine(model, ds_config, args, total_steps)
 
 
-def train(args, engine, train_batches, eval_batches, device, log) -> dict:
-    """The loop: evaluate, then steps with evaluations between; returns the last evaluation."""
-    result = evaluate(engine, eval_batches, device)
-    log.evaluation(0, 0.0, result)
-    step, total_steps = 0, log.total_steps
-    engine.train()  # a loaded model has its dropout off
-    for epoch, loader in enumerate(train_batches):
-        batches, steps = iter(loader), len(loader) // args.gradient_accumulation_steps
-        for number in range(1, steps + 1):
-            started, learning_rate = time.perf_counter(), engine.get_lr()[0]
-            sums, norm = run_step(args, engine, batches, device, step + 1)
-            step += 1
-            passed = epoch + number / steps
-            seconds = time.perf_counter() - started
-            values = {"skipped_steps": engine.skipped_steps} if args.dtype == "fp16" else {}
-            log.step(step, passed, sums, seconds, lr=learning_rate, grad_norm=norm, **values)
-            at_end = number == steps or step == total_steps
-            if at_end or (args.eval_interval and step % args.eval_interval == 0):
-                result = evaluate(engine, eval_batches, device)
-                log.evaluation(step, passed, result)
-            if step == total_steps:
-                return result
-    return result
-
-
-def run_step(args, engine, batches, device, step: int) -> tuple[torch.Tensor, float]:
-    """Forward and backward over the micro-batches of one step, then the optimiser.
-
-    Returns:
-        Sums over all ranks for RunLog.step, and the norm of the gradient.
-
-    Raises:
-        FloatingPointError: the loss is not finite; in fp16, the loss scaler skips such a step.
-    """
-    sums = torch.zeros(len(SUMS) + 4, dtype=torch.float64, device=device)
-    for micro_step in range(args.gradient_accumulation_steps):
-        batch = next(batches)
-        sums[len(SUMS) :] += batch.work().to(device)
-        batch = batch.to(device)
-        scores = engine(batch)
-        engine.backward(pairwise_loss(scores, batch.pairs, batch.weight))
-        sums[: len(SUMS)] += comparison_sums(scores.detach(), batch).sum(dim=0)
-        if micro_step < args.gradient_accumulation_steps - 1:
-            engine.step()  # only counts the micro-batch
-    distributed.sum_over_ranks(sums)
-    if not sums.isfinite().all() and args.dtype != "fp16":
-        raise FloatingPointError(
-            f"the loss is not finite at step {step}: lower --learning_rate, or check the data; "
-            "nothing was saved over what --output_dir held before"
-        )
-    return sums, step_engine(engine)
-
-
-def show_plan(args, ds_config, encoder, rows, collate, counts, plans) -> None:
+def show_plan(args, ds_config, encoder, rows, collate, counts) -> None:
     """Print what a run would do, for --dry_run."""
     parts = {"arguments": vars(args), "DeepSpeed": ds_config, "data": counts}
     for title, part in parts.items():
         distributed.log(f"{title}: {json.dumps(part, indent=2)}")
-    distributed.log(
-        f"global batch: {global_batch_size(args, plans, len(rows)):g} comparisons, "
-        f"{count_steps(args, plans)} steps in all"
-    )
     batch = PlannedBatches(rows, [MicroBatch([0, 1], [1.0, 1.0])], collate)[0]
     distributed.log(
         f"one batch, {args.batch_layout}, {batch.attention_mask.sum()} tokens, pairs (better, "
@@ -275,18 +232,24 @@ def save(args, engine, encoder, counts, result) -> None:
     if distributed.is_main():
         settings = asdict(encoder.settings)
         card = model_card(args, settings, counts, result)
-        model = engine.module
-        hub.save_model(model, state_dict, encoder.tokenizer, settings, card, args.output_dir)
+        lora = (args.lora_dim, args.lora_alpha)
+
+        def save_more(folder):
+            if args.save_adapter:
+                save_adapter(state_dict, *lora, args.model_name_or_path, folder / "adapter")
+
+        merged = merge_lora(state_dict, args.lora_alpha / max(args.lora_dim, 1))
+        model, tokenizer = engine.module, encoder.tokenizer
+        hub.save_model(model, merged, tokenizer, settings, card, args.output_dir, save_more)
     distributed.barrier()
-    if engine.skipped_steps:
-        distributed.log(f"{engine.skipped_steps} steps were skipped by the fp16 loss scaler")
-    distributed.log(f"model, metrics.jsonl and training_curves.png are in {args.output_dir}")
 
 
 if __name__ == "__main__":
     exit_code = 0
     try:
         main(ARGS)
+    except SystemExit as stop:
+        exit_code = stop.code
     except (InputError, FloatingPointError) as error:
         exit_code = 2 if isinstance(error, InputError) else 1
         if distributed.is_first_on_node():

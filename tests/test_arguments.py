@@ -23,7 +23,7 @@ def test_a_deepspeed_chat_command_line_keeps_its_meaning():
     for name, *values in flags:
         value = args[name]
         if not values:
-            assert value is True, name
+            assert value in (True, "cpu"), name
         elif isinstance(value, list) and name == "data_split":
             assert value == [2, 4, 4]
         elif isinstance(value, list):

@@ -48,6 +48,7 @@ def parse_training_arguments(argv: list[str] | None = None) -> argparse.Namespac
     _add_deepspeed(parser)
     _add_evaluation(parser)
     _add_output(parser)
+    _add_checkpoints(parser)
     args = parser.parse_args(argv)
     _check_training(parser, args)
     return args
@@ -176,17 +177,24 @@ def add_layout(add) -> None:
 def _add_lora(parser):
     add = parser.add_argument_group("LoRA").add_argument
     add("--lora_dim", type=int, default=0, help="rank of the adapters; 0: no LoRA")
+    add("--lora_alpha", type=float, help="their scale times their rank (default: twice the rank)")
     add(
         "--lora_module_name",
         default="layers.",
-        help="linear layers whose name contains this get an adapter",
+        help="linear layers whose name contains this, as decoder.layers., get an adapter; their "
+        "own weights no longer train",
     )
     add(
         "--only_optimize_lora",
         action="store_true",
-        help="train the adapters and the head alone, not the rest of the model",
+        help="train the adapters and the head alone, not embeddings, norms and biases",
     )
     add("--lora_learning_rate", type=float, default=5e-4, help="peak rate of the adapters")
+    add(
+        "--save_adapter",
+        action="store_true",
+        help="also write OUTPUT_DIR/adapter, for peft; with --only_optimize_lora",
+    )
 
 
 def _add_deepspeed(parser):
@@ -199,8 +207,18 @@ def _add_deepspeed(parser):
     add("--zero_stage", type=int, choices=(0, 1, 2, 3), default=0, help="ZeRO stage")
     add(
         "--offload",
+        nargs="?",
+        const="cpu",
+        choices=("cpu", "nvme"),
+        help="keep optimizer states (in stage 3 the parameters too) in CPU memory (cpu, also "
+        "without a value; stages 1 to 3) or in files under --nvme_path (nvme; stage 3)",
+    )
+    add("--nvme_path", help="folder on a fast disk of each node, for --offload nvme")
+    add(
+        "--estimate_memory",
         action="store_true",
-        help="keep optimizer states in CPU memory (in stage 3 the parameters too); stages 1 to 3",
+        help="print what the ZeRO stages need for each device, with and without --offload, and "
+        "which fit; train and write nothing",
     )
     add("--deepspeed_config", help="JSON file whose entries override the DeepSpeed configuration")
     add(
@@ -231,16 +249,57 @@ def _add_output(parser):
     add("--overwrite_output_dir", action="store_true", help="allow a folder that holds a model")
     add("--logging_steps", type=int, default=1, help="steps between two lines of metrics.jsonl")
     add(
-        "--enable_tensorboard",
-        action="store_true",
-        help="write TensorBoard events of every logged line",
+        "--monitor",
+        nargs="+",
+        choices=("tensorboard", "wandb", "comet", "csv"),
+        default=[],
+        help="send every logged line there too; what a service needs (project, team) is written "
+        "under its name in --deepspeed_config",
     )
-    add("--tensorboard_path", help="folder for them (default: OUTPUT_DIR/tensorboard)")
+    add("--enable_tensorboard", action="store_true", help="the same as --monitor tensorboard")
+    add("--tensorboard_path", help="folder for its events (default: OUTPUT_DIR/tensorboard)")
     add(
         "--dry_run",
         action="store_true",
         help="print the configuration, the data counts, the global batch and one decoded batch; "
         "train and write nothing",
+    )
+
+
+def _add_checkpoints(parser):
+    add = parser.add_argument_group(
+        "training state (SIGTERM or SIGINT: finish the step, save it, exit with 143 or 130)"
+    ).add_argument
+    add(
+        "--save_interval",
+        type=int,
+        default=0,
+        help="save the training state under OUTPUT_DIR/checkpoints every so many steps; 0: only "
+        "when a signal ends the run",
+    )
+    add("--save_total_limit", type=int, default=0, help="newest states that are kept; 0: all")
+    add(
+        "--resume_from_checkpoint",
+        metavar="{latest,PATH}",
+        help="go on where a training state was saved: the newest whole one of OUTPUT_DIR, or the "
+        "start if there is none yet; or the folder PATH. Also on another number of devices",
+    )
+    add(
+        "--use_node_local_storage",
+        action="store_true",
+        help="OUTPUT_DIR is another disk on each node: every node keeps its part of the training "
+        "state, and goes on with as many devices as before; the model is on the first node",
+    )
+    add(
+        "--save_best",
+        action="store_true",
+        help="keep the model of the best evaluation accuracy (default: the last one)",
+    )
+    add(
+        "--early_stopping_patience",
+        type=int,
+        default=0,
+        help="evaluations without a better accuracy after which training stops; 0: it never does",
     )
 
 
@@ -281,6 +340,9 @@ def _check_training(parser, args):
         "eval_interval",
         "eval_iters",
         "seed",
+        "save_interval",
+        "save_total_limit",
+        "early_stopping_patience",
     )
     if not 0 < args.eval_fraction < 1:
         parser.error(f"--eval_fraction is {args.eval_fraction}; it must lie between 0 and 1")
@@ -290,11 +352,29 @@ def _check_training(parser, args):
         parser.error("--num_warmup_steps and --warmup_ratio exclude each other")
     if args.dropout is not None and not 0 <= args.dropout < 1:
         parser.error(f"--dropout is {args.dropout}; it must be from 0 to less than 1")
+    _check_lora(parser, args)
+    _check_offload(parser, args)
+    if args.enable_tensorboard and "tensorboard" not in args.monitor:
+        args.monitor = [*args.monitor, "tensorboard"]
+    args.data_split = _parse_split(parser, args.data_split)
+
+
+def _check_lora(parser, args):
     if args.only_optimize_lora and not args.lora_dim:
         parser.error("--only_optimize_lora needs --lora_dim above 0")
+    if args.save_adapter and not args.only_optimize_lora:
+        parser.error("--save_adapter needs --only_optimize_lora: an adapter holds nothing else")
+    if args.lora_alpha is None:
+        args.lora_alpha = 2.0 * args.lora_dim
+
+
+def _check_offload(parser, args):
     if args.offload and not args.zero_stage:
         parser.error("--offload needs --zero_stage 1, 2 or 3")
-    args.data_split = _parse_split(parser, args.data_split)
+    if args.offload == "nvme" and args.zero_stage != 3:
+        parser.error(f"--offload nvme needs --zero_stage 3, not {args.zero_stage}")
+    if (args.offload == "nvme") != (args.nvme_path is not None):
+        parser.error("--offload nvme and --nvme_path go together")
 
 
 def _parse_split(parser, text: str | None) -> list[float] | None:

@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import os
 import platform
+import signal
 import socket
 import sys
 from contextlib import contextmanager
@@ -60,6 +61,31 @@ def keep_freed_memory() -> None:
     libc.mallopt(m_trim_threshold, -1)  # never
 
 
+class StopSignal:
+    """Catches SIGTERM and SIGINT, so that a step can end and the training state be saved.
+
+    A second SIGINT ends the process at once. Launchers repeat SIGTERM, so that one does not.
+
+    Args:
+        device: of this rank.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.code = 0
+        signal.signal(signal.SIGTERM, self._receive)
+        signal.signal(signal.SIGINT, self._receive)
+
+    def _receive(self, number, frame):
+        self.code = self.code or 128 + number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def agreed(self) -> int:
+        """0, or the exit code if any rank got a signal; every rank calls it and gets the same."""
+        return max_over_ranks(self.code, self.device)
+
+
 def leave(code: int) -> None:
     """End the process with an exit code, after the exit handlers but without more teardown.
 
@@ -113,6 +139,22 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def max_over_ranks(number: int, device: torch.device) -> int:
+    """The largest of the numbers of all ranks; every rank gets it."""
+    numbers = torch.tensor(number, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+    return int(numbers)
+
+
+def from_main(value):
+    """What the first rank holds, on every rank."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def barrier() -> None:

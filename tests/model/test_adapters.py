@@ -23,14 +23,16 @@ def scores(model):
 def test_merged_weights_give_the_scores_of_the_adapted_model(model):
     names = set(model.model.state_dict())
     before = scores(model.model.eval())
-    assert add_lora(model, rank=4, module_name="layers.", only_lora=True) == 12  # 6 in 2 layers
+    assert (
+        add_lora(model, rank=4, alpha=8, module_name="layers.", only_lora=True) == 12
+    )  # 6 in 2 layers
     torch.testing.assert_close(scores(model.model), before)  # B starts at 0
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     adapted = scores(model.model)
     assert (adapted - before).abs().max() > 1e-3
-    merged = merge_lora(model.model.state_dict())
+    merged = merge_lora(model.model.state_dict(), scale=2)
     assert set(merged) == names
     plain = type(model.model)(model.model.config).eval()
     plain.load_state_dict(merged)
@@ -39,7 +41,7 @@ def test_merged_weights_give_the_scores_of_the_adapted_model(model):
 
 @pytest.mark.parametrize("only_lora", [True, False])
 def test_the_head_always_trains(model, only_lora):
-    add_lora(model, 4, "layers.", only_lora)
+    add_lora(model, 4, 8, "layers.", only_lora)
     training = {name for name, p in model.named_parameters() if p.requires_grad}
     assert "model.score.weight" in training
     assert any("lora_" in name for name in training)
@@ -48,4 +50,4 @@ def test_the_head_always_trains(model, only_lora):
 
 def test_a_name_that_fits_no_layer_is_an_error(model):
     with pytest.raises(InputError, match="--lora_module_name is 'attention.'.*decoder.layers.1"):
-        add_lora(model, 4, "attention.", True)
+        add_lora(model, 4, 8, "attention.", True)

@@ -68,8 +68,10 @@ class Grouping:
             )
 
 
-def training_plan(grouping: Grouping, rank: int, seed: int, epoch: int) -> list[list[MicroBatch]]:
-    """One epoch: every row once, in global batches that a shuffle fixes.
+def training_plan(
+    grouping: Grouping, rank: int, seed: int, epoch: int, start: int = 0
+) -> list[list[MicroBatch]]:
+    """One epoch, or its rest: every row once, in global batches that a shuffle fixes.
 
     The weights make the sum of weighted losses, averaged over ranks and micro-batches (as
     DeepSpeed averages gradients), the mean over the rows of the global batch, also in the last,
@@ -81,11 +83,13 @@ def training_plan(grouping: Grouping, rank: int, seed: int, epoch: int) -> list[
         rank: the rank that the plan is for.
         seed: of the shuffle.
         epoch: number of the epoch, counted from 0; each has its own order.
+        start: rows of this order that have trained already. After whole global batches, the rest
+            does not depend on how often a run was cut.
 
     Returns:
         For each step its `accumulation` micro-batches.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(grouping.sizes))
+    order = np.random.default_rng([seed, epoch]).permutation(len(grouping.sizes))[start:]
     number = grouping.accumulation * grouping.world_size  # of micro-batches in a step
     if grouping.max_tokens:
         filled = list(_fill(order, grouping))

@@ -1,6 +1,6 @@
 """A model and batches in, scores out; main.py and rw_eval.py share it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -26,17 +26,30 @@ def score_batches(
     """
     was_training = model.training
     model.eval()
-    for batch in distributed.progress(batches, desc=title, leave=False):
-        batch = batch.to(device)
-        yield model(batch), batch
-    model.train(was_training)
+    try:
+        for batch in distributed.progress(batches, desc=title, leave=False):
+            batch = batch.to(device)
+            yield model(batch), batch
+    finally:  # also where the caller takes no more
+        model.train(was_training)
 
 
 def evaluate(
-    model: torch.nn.Module, batches: Iterable[Batch], device: torch.device
-) -> dict[str, float]:
-    """Loss, accuracy, margin and scores over the batches of all ranks (metrics.summarize)."""
+    model: torch.nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    stop: Callable[[], bool | int] = lambda: False,
+) -> dict[str, float] | None:
+    """Loss, accuracy, margin and scores over the batches of all ranks (metrics.summarize).
+
+    Args:
+        model, batches, device: as in `score_batches`.
+        stop: asked after each batch, on every rank with the same answer; if true, the result is
+            None.
+    """
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
     for scores, batch in score_batches(model, batches, device, "Evaluating"):
         sums += comparison_sums(scores, batch).sum(dim=0)
+        if stop():
+            return None
     return summarize(distributed.sum_over_ranks(sums))

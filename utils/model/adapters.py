@@ -1,23 +1,29 @@
 """LoRA (arXiv 2106.09685) through peft: adapters in place, and weights with them merged."""
 
+from pathlib import Path
+
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from safetensors.torch import save_file
 from torch import nn
 
 from utils.arguments import InputError
 from utils.model.reward_model import RewardModel
 
-SCALE = 2  # alpha / rank
+A, B = "lora_A.default.weight", "lora_B.default.weight"
 
 
-def add_lora(model: RewardModel, rank: int, module_name: str, only_lora: bool) -> int:
+def add_lora(model: RewardModel, rank: int, alpha: float, module_name: str, only_lora: bool) -> int:
     """Give every linear layer whose name contains `module_name` an adapter, in place.
+
+    The weights that adapters stand beside are frozen.
 
     Args:
         model: the reward model.
         rank: rank of the adapters.
+        alpha: their scale is alpha / rank.
         module_name: part of the names of the layers to adapt.
-        only_lora: whether all other weights but the head's are frozen.
+        only_lora: whether everything but the adapters and the head is frozen.
 
     Returns:
         The number of layers adapted.
@@ -35,32 +41,64 @@ def add_lora(model: RewardModel, rank: int, module_name: str, only_lora: bool) -
             f"--lora_module_name is {module_name!r}, but no linear layer's name contains it; "
             f"the layers' names look like {_example(model.backbone)}"
         )
-    config = LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=targets)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
     inject_adapter_in_model(config, model.backbone)
     for name, parameter in model.named_parameters():
-        is_base = "lora_" not in name and not name.startswith("model.score")
-        parameter.requires_grad = not (only_lora and is_base)
+        trains = "lora_" in name or name.startswith("model.score")
+        if not only_lora:
+            trains = trains or not name.endswith(".base_layer.weight")
+        parameter.requires_grad = trains
     return len(targets)
 
 
-def merge_lora(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def merge_lora(state_dict: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
     """Fold adapters into the weights they adapt: W + scale * B A (arXiv 2106.09685, eq. 3).
 
     Args:
         state_dict: weights of a model that `add_lora` adapted, or of any other.
+        scale: alpha / rank.
 
     Returns:
         Weights under the names that they had before `add_lora`.
     """
     merged = {n.replace(".base_layer.", "."): w for n, w in state_dict.items() if "lora_" not in n}
     for name, a in state_dict.items():
-        if name.endswith(".lora_A.default.weight"):
-            layer = name.removesuffix(".lora_A.default.weight")
-            b = state_dict[f"{layer}.lora_B.default.weight"]
-            weight = merged[f"{layer}.weight"]
-            delta = SCALE * b.float() @ a.float()
-            merged[f"{layer}.weight"] = (weight.float() + delta).to(weight.dtype)
+        if name.endswith("." + A):
+            layer = name.removesuffix(A)
+            weight = merged[f"{layer}weight"]
+            delta = scale * state_dict[layer + B].float() @ a.float()
+            merged[f"{layer}weight"] = (weight.float() + delta).to(weight.dtype)
     return merged
+
+
+def save_adapter(
+    state_dict: dict[str, torch.Tensor], rank: int, alpha: float, base: str, folder: str
+) -> None:
+    """Write adapters and head as `PeftModel.from_pretrained` loads them.
+
+    Args:
+        state_dict: weights of a model that `add_lora` adapted.
+        rank, alpha: as in `add_lora`.
+        base: name or folder of the model that was adapted.
+        folder: where they go.
+    """
+    layers = sorted(name.removesuffix("." + A) for name in state_dict if name.endswith("." + A))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=layers,
+        modules_to_save=["score"],
+        task_type="SEQ_CLS",
+        base_model_name_or_path=base,
+        inference_mode=True,
+    )
+    config.save_pretrained(folder)
+    weights = {
+        f"base_model.model.{name.replace('.default.', '.')}": weight.contiguous()
+        for name, weight in state_dict.items()
+        if "lora_" in name or name.startswith("score.")
+    }
+    save_file(weights, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _example(backbone: nn.Module) -> str:

@@ -1,7 +1,9 @@
 """The one place that loads and saves reward models, from folders and from the hub alike."""
 
+import filecmp
 import os
-import tempfile
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -119,11 +121,13 @@ def save_model(
     settings: dict,
     card: str,
     output_dir: str,
+    save_more: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Write a folder that AutoModelForSequenceClassification loads.
 
-    Everything is written to a temporary folder first, so that what is in `output_dir` stays whole
-    until the new files are complete.
+    Whenever the process is killed, `output_dir` holds a whole model or none: the one before until
+    the new one is complete under another name; then, where more than the weights differs, none
+    until all files are in place.
 
     Args:
         model: whose class and config are saved.
@@ -132,20 +136,17 @@ def save_model(
         settings: how text becomes tokens; rw_eval.py reads them from the config.
         card: text of README.md.
         output_dir: the folder.
+        save_more: writes further files into the folder that it is given.
     """
     model.model.config.reward_settings = settings
-    os.makedirs(output_dir, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving_") as folder:
-        model.model.save_pretrained(folder, state_dict=state_dict)
-        tokenizer.save_pretrained(folder)
-        with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as file:
-            file.write(card)
-        names = sorted(os.listdir(folder))
-        for name in names:
-            os.replace(os.path.join(folder, name), os.path.join(output_dir, name))
-    for old in Path(output_dir).glob("model*.safetensors*"):
-        if old.name not in names:  # shards of an earlier model would be loaded with the new one
-            old.unlink()
+    folder = Path(output_dir) / "model.partial"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model.model.save_pretrained(folder, state_dict=state_dict)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    save_more(folder)
+    _put_in_place(folder, Path(output_dir))
 
 
 def _draw_head(head: torch.nn.Linear) -> None:
@@ -156,6 +157,28 @@ def _draw_head(head: torch.nn.Linear) -> None:
     with deepspeed.zero.GatheredParameters([head.weight], modifier_rank=0):
         if head.weight.numel():
             torch.nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
+
+
+def _put_in_place(folder: Path, output_dir: Path) -> None:
+    """Move a complete model into a folder that may hold another."""
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    old = {Path(path.name) for path in output_dir.glob("model*.safetensors*")}
+    changed = [name for name in files if not _equal(folder / name, output_dir / name)]
+    needed = [name for name in changed if name.name != "README.md"]
+    config = Path("config.json")
+    if len(needed) > 1 or old - set(files):
+        (output_dir / config).unlink(missing_ok=True)  # nothing loads a folder without it
+        changed = [name for name in files if name != config] + [config]
+    for name in old - set(files):  # shards of an earlier model would be loaded with the new one
+        (output_dir / name).unlink()
+    for name in changed:
+        (output_dir / name).parent.mkdir(exist_ok=True)
+        os.replace(folder / name, output_dir / name)
+    shutil.rmtree(folder)
+
+
+def _equal(new: Path, old: Path) -> bool:
+    return new.suffix != ".safetensors" and old.is_file() and filecmp.cmp(new, old, shallow=False)
 
 
 def _check_weights(path, model, info, new_head) -> list[str]:

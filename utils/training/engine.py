@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from utils.arguments import InputError
-from utils.model.adapters import merge_lora
 from utils.training.optimizer import build_optimizer, build_scheduler, parameter_groups
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -45,9 +44,12 @@ def deepspeed_config(args, world_size: int) -> dict:
     """
     zero: dict = {"stage": args.zero_stage}
     if args.offload:
-        zero["offload_optimizer"] = {"device": "cpu"}
+        place = {"device": args.offload}
+        if args.offload == "nvme":
+            place["nvme_path"] = args.nvme_path
+        zero["offload_optimizer"] = place
         if args.zero_stage == 3:
-            zero["offload_param"] = {"device": "cpu"}
+            zero["offload_param"] = dict(place)
     if args.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size
@@ -57,19 +59,31 @@ def deepspeed_config(args, world_size: int) -> dict:
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "gradient_clipping": args.max_grad_norm,
         "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": args.offload and torch.cuda.is_available(),
+        "zero_force_ds_cpu_optimizer": bool(args.offload) and torch.cuda.is_available(),
         "bf16": {"enabled": args.dtype == "bf16"},
         "fp16": {"enabled": args.dtype == "fp16"},
         "steps_per_print": None,
-        "tensorboard": {
-            "enabled": args.enable_tensorboard,
-            "output_path": args.tensorboard_path or str(Path(args.output_dir) / "tensorboard"),
-            "job_name": "reward_model",
-        },
+        "checkpoint": {"use_node_local_storage": args.use_node_local_storage},
+        **_monitors(args),
     }
     if args.deepspeed_config:
         _merge(config, _read_config(args.deepspeed_config, config))
     return config
+
+
+def _monitors(args) -> dict:
+    """The entries of DeepSpeed's monitor for --monitor."""
+    tensorboard = args.tensorboard_path or str(Path(args.output_dir) / "tensorboard")
+    entries = {
+        "tensorboard": {"output_path": tensorboard, "job_name": "reward_model"},
+        "wandb": {},
+        "comet": {},
+        "csv": {"output_path": args.output_dir, "job_name": "csv"},
+    }
+    return {
+        {"csv": "csv_monitor"}.get(name, name): {"enabled": name in args.monitor, **entry}
+        for name, entry in entries.items()
+    }
 
 
 def build_engine(model: torch.nn.Module, config: dict, args, total_steps: int):
@@ -87,7 +101,7 @@ def build_engine(model: torch.nn.Module, config: dict, args, total_steps: int):
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=groups,
-        optimizer=build_optimizer(groups, args.offload) if own_optimizer else None,
+        optimizer=build_optimizer(groups, bool(args.offload)) if own_optimizer else None,
         lr_scheduler=schedule if own_scheduler else None,
         config=config,
     )
@@ -98,7 +112,7 @@ def build_engine(model: torch.nn.Module, config: dict, args, total_steps: int):
 
 
 def gather_weights(engine) -> dict[str, torch.Tensor]:
-    """All weights by the names of the Transformers model, adapters merged; every rank calls it.
+    """All weights by the names of the Transformers model; every rank calls it.
 
     In stage 3 the first rank alone gets them, the others an empty dict.
     """
@@ -106,7 +120,7 @@ def gather_weights(engine) -> dict[str, torch.Tensor]:
         state = engine._zero3_consolidated_16bit_state_dict() or {}
     else:
         state = engine.module.state_dict()
-    return merge_lora({name.removeprefix("model."): weight for name, weight in state.items()})
+    return {name.removeprefix("model."): weight for name, weight in state.items()}
 
 
 def step_engine(engine) -> float:

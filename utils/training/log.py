@@ -1,4 +1,4 @@
-"""What a run tells: progress bar, metrics.jsonl, TensorBoard, curves."""
+"""What a run tells: progress bar, metrics.jsonl, monitors, curves."""
 
 import json
 import math
@@ -38,25 +38,53 @@ def write_arguments(args, ds_config: dict, counts: dict, global_batch_size: floa
 class RunLog:
     """Writes a line of metrics.jsonl every so many steps and one an evaluation.
 
+    Attributes:
+        lines: those of metrics.jsonl so far.
+
     Args:
         args: output_dir and logging_steps count.
         total_steps: steps of the whole run.
-        monitor: DeepSpeed's monitor, which writes TensorBoard events.
+        monitor: DeepSpeed's monitor, which sends lines to TensorBoard and others.
         throughput: turns counted work into rates.
+        step: where the run begins.
+        before: what `state` gave there, if not at the start.
     """
 
-    def __init__(self, args, total_steps: int, monitor, throughput: Throughput):
+    def __init__(
+        self,
+        args,
+        total_steps: int,
+        monitor,
+        throughput: Throughput,
+        step: int = 0,
+        before: dict | None = None,
+    ):
         self.file = Path(args.output_dir) / "metrics.jsonl"
         self.logging_steps = args.logging_steps
         self.total_steps = total_steps
         self.monitor = monitor
         self.throughput = throughput
-        self.lines: list[dict] = []
-        self.sums: torch.Tensor | int = 0
-        self.seconds = self.seconds_before = 0.0
-        self.bar = distributed.progress(total=total_steps, desc="Training")
+        before = before or {"lines": [], "sums": 0, "seconds": 0.0, "seconds_before": 0.0}
+        self.lines: list[dict] = before["lines"]
+        self.sums = torch.tensor(before["sums"], dtype=torch.float64)
+        self.seconds = before["seconds"]
+        self.seconds_before = before["seconds_before"]
+        self.bar = distributed.progress(initial=step, total=total_steps, desc="Training")
         if distributed.is_main():
-            self.file.write_text("", encoding="utf-8")
+            self.file.write_text("".join(map(_json_line, self.lines)), encoding="utf-8")
+
+    def state(self) -> dict:
+        """What another RunLog needs to go on from here, ready for JSON."""
+        return {
+            "lines": self.lines,
+            "sums": self.sums.tolist(),
+            "seconds": self.seconds,
+            "seconds_before": self.seconds_before,
+        }
+
+    def evaluations(self) -> list[tuple[int, float]]:
+        """Step and accuracy of the evaluations so far."""
+        return [(ln["step"], ln["eval_accuracy"]) for ln in self.lines if "eval_accuracy" in ln]
 
     def step(self, step: int, epoch: float, sums: torch.Tensor, seconds: float, **values) -> None:
         """Count a step; every `logging_steps` of them become a line.
@@ -69,7 +97,7 @@ class RunLog:
             values: more entries of the line, such as lr.
         """
         self.bar.update()
-        self.sums = self.sums + sums
+        self.sums = self.sums + sums.cpu()
         self.seconds += seconds
         if step % self.logging_steps and step != self.total_steps:
             return
@@ -85,7 +113,7 @@ class RunLog:
             accuracy=f"{result['accuracy']:.3f}",
             pairs_per_second=f"{result['pairs'] / self.seconds:.1f}",
         )
-        self.sums, self.seconds = 0, 0.0
+        self.sums, self.seconds = torch.zeros((), dtype=torch.float64), 0.0
 
     def evaluation(self, step: int, epoch: float, result: dict) -> None:
         """Write and print the result of an evaluation (metrics.summarize)."""
@@ -108,7 +136,7 @@ class RunLog:
         self.lines.append(line)
         if distributed.is_main():
             with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({k: _finite(v) for k, v in line.items()}) + "\n")
+                file.write(_json_line(line))
         if self.monitor.enabled:
             names = [name for name in line if name not in ("step", "epoch")]
             self.monitor.write_events(
@@ -162,9 +190,10 @@ def _git_commit() -> str | None:
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
-def _finite(value):
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None
+def _json_line(line: dict) -> str:
+    """A line of metrics.jsonl; JSON has no NaN and no infinity."""
+    finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
+    return json.dumps(finite) + "\n"
 
 
 def _smooth(values, keep: float = 0.9) -> list[float]:

@@ -1,0 +1,326 @@
+"""Training state on disk: saved whole or not at all, found again, checked, loaded.
+
+OUTPUT_DIR/checkpoints/step_N holds what DeepSpeed's save_checkpoint writes, and state.json: how far
+the run was, its metrics, and the size of every other file. `latest` beside it is for DeepSpeed's
+own tools.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from utils import distributed
+from utils.arguments import InputError
+
+STATE = "state.json"
+PARTIAL = ".partial"  # ends the name of a folder that is being written
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: optimiser steps.
+        epoch: whole passes over the training data.
+        seen: comparisons of the present pass that have trained.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    seen: int = 0
+
+    def advance(self, comparisons: int, total: int) -> None:
+        """Count a step over so many comparisons; a pass has `total` of them."""
+        self.step += 1
+        self.seen += comparisons
+        if self.seen == total:
+            self.epoch, self.seen = self.epoch + 1, 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training state on disk.
+
+    Attributes:
+        folder: where it is.
+        progress: how far the run was.
+        log: what RunLog.state gave.
+        run: what the run that goes on must have in common with it, by the names users know.
+        world_size: number of ranks that wrote it.
+        batch: comparisons (or, with a limit in tokens, tokens) of a step.
+    """
+
+    folder: Path
+    progress: Progress
+    log: dict
+    run: dict
+    world_size: int
+    batch: int
+
+    def check_run(self, run: dict, batch: int) -> None:
+        """Refuse a run that cannot go on from here; say so if its steps have another size.
+
+        Raises:
+            InputError: something in `run` differs.
+        """
+        for name, before in self.run.items():
+            if run[name] != before:
+                raise InputError(
+                    f"{self.folder} was written with {name} {before}, but this run has "
+                    f"{run[name]}: give the same data and flags, or leave "
+                    "--resume_from_checkpoint out"
+                )
+        if batch != self.batch:
+            distributed.log(
+                f"a step had {self.batch} comparisons (with a limit: tokens) and has {batch} now: "
+                "--gradient_accumulation_steps or the batch size would keep it"
+            )
+
+
+def check_output_dir(args) -> None:
+    """Refuse to write over a model, or to mix the training states of two runs.
+
+    Raises:
+        InputError: --output_dir holds what this run does not go on from.
+    """
+    folder, root, wanted = Path(args.output_dir), _root(args), args.resume_from_checkpoint
+    if folder.is_file():
+        raise InputError(f"--output_dir {folder} is a file; expected a folder")
+    steps = _steps(root)
+    if wanted is not None and wanted != "latest" and _is_inside(Path(wanted), root):
+        names = [f"step_{step}" for step in steps]
+        later = names[names.index(Path(wanted).name) + 1 :] if Path(wanted).name in names else []
+        if later:
+            raise InputError(
+                f"--resume_from_checkpoint {wanted}, but {root} holds {', '.join(later)} too: "
+                "remove them, or give another --output_dir"
+            )
+        return
+    if (wanted == "latest" and steps) or args.overwrite_output_dir:
+        return
+    if any(folder.glob("*.safetensors")) or (folder / "config.json").exists():
+        raise InputError(
+            f"--output_dir {folder} already holds a model: give another folder, or "
+            "--overwrite_output_dir"
+        )
+    if steps:
+        raise InputError(
+            f"--output_dir {folder} already holds training states: give "
+            "--resume_from_checkpoint latest, another folder, or --overwrite_output_dir"
+        )
+
+
+def remove_foreign_states(args, checkpoint: Checkpoint | None) -> None:
+    """Empty the folder of training states, unless the run goes on from one in it."""
+    root = _root(args)
+    if _writes(args) and not (checkpoint and _is_inside(checkpoint.folder, root)):
+        shutil.rmtree(root, ignore_errors=True)
+    distributed.barrier()
+
+
+def find_checkpoint(args, device: torch.device) -> Checkpoint | None:
+    """The training state that --resume_from_checkpoint means; every rank gets the same.
+
+    Args:
+        args: resume_from_checkpoint, output_dir and use_node_local_storage count.
+        device: of this rank.
+
+    Returns:
+        None without the flag, and for `latest` where nothing was saved yet.
+
+    Raises:
+        InputError: PATH is not a whole training state, or none is whole.
+    """
+    root = _root(args)
+    wanted = args.resume_from_checkpoint
+    if wanted is None:
+        return None
+    steps = distributed.from_main(_steps(root))
+    folders = [root / f"step_{step}" for step in reversed(steps)]
+    if wanted != "latest":
+        folders = [Path(wanted)]
+    for folder in folders:
+        fault = _find_fault(folder, args.use_node_local_storage)
+        if not distributed.max_over_ranks(int(fault is not None), device):
+            distributed.log(f"going on from {folder}")
+            return _read(folder)
+        fault = fault or "another process finds a fault in its part"
+        if wanted != "latest":
+            raise InputError(
+                f"--resume_from_checkpoint {folder}: not a whole training state: {fault}. Give the "
+                "folder of another step, or latest"
+            )
+        distributed.log(f"{folder} is not whole and is passed over: {fault}")
+    if folders:
+        raise InputError(f"no training state under {root} is whole; leave --resume_from_checkpoint")
+    distributed.log(f"nothing was saved yet under {root}: the run begins at step 0")
+    return None
+
+
+def save_checkpoint(engine, args, progress: Progress, **others) -> Path:
+    """Save the training state; every rank calls it.
+
+    Everything goes to a folder of another name first: under its own name a state is whole.
+
+    Args:
+        engine: the DeepSpeed engine.
+        args: output_dir, save_total_limit and use_node_local_storage count.
+        progress: how far the run is.
+        others: log, run and batch of the Checkpoint.
+
+    Returns:
+        The folder.
+    """
+    root = _root(args)
+    folder = root / f"step_{progress.step}"
+    partial = folder.with_name(folder.name + PARTIAL)
+    writes = _writes(args)
+    if writes:
+        for left in root.glob(f"step_*{PARTIAL}"):
+            shutil.rmtree(left)
+    distributed.barrier()
+    engine.save_checkpoint(str(root), tag=partial.name, save_latest=False)
+    if writes:
+        files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+        state = {
+            "progress": asdict(progress),
+            "world_size": distributed.world_size(),
+            **others,
+            "files": {str(path.relative_to(partial)): path.stat().st_size for path in files},
+        }
+        (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
+        if folder.exists():  # a broken one, which was passed over
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        _write_latest(root, folder.name)
+        if args.save_total_limit:
+            _remove_old(root, progress.step, args.save_total_limit)
+    distributed.barrier()
+    return folder
+
+
+def load_checkpoint(engine, checkpoint: Checkpoint, folder: Path) -> None:
+    """Load weights, optimiser, schedule and loss scale; every rank calls it.
+
+    Args:
+        engine: a new DeepSpeed engine.
+        checkpoint: the training state.
+        folder: from `reshard`.
+    """
+    path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    if path is None:
+        raise RuntimeError(f"DeepSpeed found no training state in {folder}")
+    distributed.barrier()
+    if folder != checkpoint.folder and distributed.is_main():
+        shutil.rmtree(folder.parent)
+
+
+def reshard(checkpoint: Checkpoint, ds_config: dict, args) -> Path:
+    """Where the engine loads a training state from; every rank calls it.
+
+    States of ZeRO are in pieces, one a rank. For another number of ranks DeepSpeed's universal
+    checkpoint (arXiv 2406.18820) is made out of them, and the configuration told so.
+
+    Args:
+        checkpoint: the training state.
+        ds_config: the DeepSpeed configuration; changed in place.
+        args: use_node_local_storage counts.
+
+    Raises:
+        InputError: the pieces are on several disks.
+    """
+    stage = ds_config["zero_optimization"]["stage"]
+    if checkpoint.world_size == distributed.world_size() or stage == 0:
+        return checkpoint.folder
+    if args.use_node_local_storage:
+        raise InputError(
+            f"{checkpoint.folder} was written by {checkpoint.world_size} processes and this run "
+            f"has {distributed.world_size()}: with --use_node_local_storage the number must stay"
+        )
+    ds_config.setdefault("checkpoint", {})["load_universal"] = True
+    universal = checkpoint.folder.parent / f"universal{PARTIAL}" / checkpoint.folder.name
+    if distributed.is_main():
+        distributed.log(
+            f"the state of {checkpoint.world_size} processes is made ready for "
+            f"{distributed.world_size()}"
+        )
+        shutil.rmtree(universal.parent, ignore_errors=True)
+        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+        command += ["--input_folder", str(checkpoint.folder), "--output_folder", str(universal)]
+        command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+        command += ["--inject_missing_state"] if stage < 3 else []
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    distributed.barrier()
+    return universal
+
+
+def _root(args) -> Path:
+    return Path(args.output_dir) / "checkpoints"
+
+
+def _is_inside(folder: Path, root: Path) -> bool:
+    return folder.resolve().parent == root.resolve()
+
+
+def _writes(args) -> bool:
+    """Whether this rank does what is done once for each disk."""
+    return distributed.is_first_on_node() if args.use_node_local_storage else distributed.is_main()
+
+
+def _steps(root: Path) -> list[int]:
+    """Steps of which there is a folder, ascending."""
+    names = [path.name.removeprefix("step_") for path in root.glob("step_*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _find_fault(folder: Path, node_local: bool) -> str | None:
+    """What is wrong with a training state, as far as this rank looks; None if nothing."""
+    try:
+        files = json.loads((folder / STATE).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{STATE}: {error}"
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            found = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
+            return f"{name}: found {found}, expected {size} bytes"
+    # Reading is shared out; with a disk a node, each of its ranks reads everything.
+    share = slice(None) if node_local else slice(distributed.rank(), None, distributed.world_size())
+    for name in sorted(name for name in files if name.endswith(".pt"))[share]:
+        try:
+            with zipfile.ZipFile(folder / name) as archive:  # torch.save's format, with checksums
+                broken = archive.testzip()
+        except (zipfile.BadZipFile, OSError) as error:
+            return f"{name}: {error}"
+        if broken:
+            return f"{name}: the checksum of {broken} is wrong"
+    return None
+
+
+def _read(folder: Path) -> Checkpoint:
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    del state["files"]
+    return Checkpoint(folder, Progress(**state.pop("progress")), **state)
+
+
+def _write_latest(root: Path, name: str) -> None:
+    partial = root / f"latest{PARTIAL}"
+    partial.write_text(name, encoding="utf-8")
+    os.replace(partial, root / "latest")
+
+
+def _remove_old(root: Path, step: int, limit: int) -> None:
+    """Keep the newest `limit` states up to this step."""
+    for old in [number for number in _steps(root) if number <= step][:-limit]:
+        # Under another name first, so that a state is never half there under its own.
+        removed = root / f"step_{old}{PARTIAL}"
+        (root / f"step_{old}").rename(removed)
+        shutil.rmtree(removed)
