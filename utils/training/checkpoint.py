@@ -215,12 +215,30 @@ def load_checkpoint(engine, checkpoint: Checkpoint, folder: Path) -> None:
         checkpoint: the training state.
         folder: from `reshard`.
     """
+    groups = [dict(group) for group in engine.optimizer.param_groups]
     path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
     if path is None:
         raise RuntimeError(f"DeepSpeed found no training state in {folder}")
     distributed.barrier()
-    if folder != checkpoint.folder and distributed.is_main():
-        shutil.rmtree(folder.parent)
+    if folder != checkpoint.folder:
+        _repair_optimizer(engine, groups)
+        if distributed.is_main():
+            shutil.rmtree(folder.parent)
+
+
+def _repair_optimizer(engine, groups: list[dict]) -> None:
+    """Undo what loading a universal checkpoint does to the optimiser in ZeRO-3.
+
+    DeepSpeed 0.19 gives all groups the first one's settings (also its weight decay), and all states
+    one and the same tensor as their step, which then counts several times.
+    """
+    optimizer = engine.optimizer.optimizer
+    rates = engine.lr_scheduler.get_last_lr()
+    for group, before, rate in zip(optimizer.param_groups, groups, rates, strict=True):
+        group.update({name: value for name, value in before.items() if name != "params"}, lr=rate)
+    for state in optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
 
 
 def reshard(checkpoint: Checkpoint, ds_config: dict, args) -> Path:
