@@ -51,6 +51,7 @@ from utils.training.engine import (
 )
 from utils.training.log import RunLog, write_arguments
 from utils.training.loop import Trainer
+from utils.training.memory import print_estimate
 from utils.training.throughput import Throughput, parameter_size
 
 
@@ -66,6 +67,11 @@ def main(args) -> None:
     ds_config = deepspeed_config(args, distributed.world_size())
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
     hub.set_dropout(config, args.dropout)
+    if args.estimate_memory:
+        if distributed.is_main():
+            devices = distributed.local_world_size()
+            print_estimate(hub.empty_model(config), devices, distributed.world_size() // devices)
+        return
     args.batch_layout, notes = choose_layout(config, args.batch_layout)
     for note in notes:
         distributed.log(note)

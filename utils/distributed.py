@@ -110,6 +110,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def local_world_size() -> int:
+    """Number of processes on this machine, as deepspeed or torchrun names it."""
+    return int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
 def is_main() -> bool:
     """Whether this process prints and writes."""
     return rank() == 0

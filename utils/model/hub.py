@@ -106,6 +106,13 @@ def load_model(
     return RewardModel(model), notes
 
 
+def empty_model(config: PreTrainedConfig) -> torch.nn.Module:
+    """The model with a scalar head, without memory for its weights (on the meta device)."""
+    config.num_labels = 1
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config)
+
+
 def set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
     """Set every dropout probability of a config; None leaves the model's own."""
     if dropout is not None:

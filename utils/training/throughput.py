@@ -1,5 +1,7 @@
 """What a step costs and how fast it is: tokens, model FLOPs, share of the device's peak."""
 
+import resource
+
 import torch
 from torch import nn
 
@@ -16,13 +18,20 @@ PEAK_FLOPS = {
 }
 
 
+def peak_memory(device: torch.device) -> int:
+    """Largest memory of this process so far in bytes: on its GPU, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+
+
 def parameter_size(parameter: nn.Parameter) -> int:
     """Number of values, also of a parameter that ZeRO-3 has spread over the ranks."""
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
 class Throughput:
-    """Turns counted work into rates.
+    """Turns counted work into rates, and tells the memory it takes.
 
     Args:
         model: a RewardModel.
@@ -39,6 +48,7 @@ class Throughput:
         self.weights = sum(map(parameter_size, weights))
         self.trained = sum(parameter_size(p) for p in weights if p.requires_grad)
         self.attention = config.num_hidden_layers * config.hidden_size
+        self.device = device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         known = [peak for part, peak in PEAK_FLOPS.items() if part in name]
         self.peak = known[0] * world_size if known and dtype != "fp32" else None
@@ -64,6 +74,7 @@ class Throughput:
             "tokens_per_second": tokens / seconds,
             "padding_fraction": 1 - tokens / slots,
             "shared_fraction": 1 - tokens / unshared,
+            "peak_memory_gib": peak_memory(self.device) / 2**30,
         }
         if self.peak:
             rates["mfu"] = self.flops(tokens, attended) / seconds / self.peak

@@ -1,0 +1,97 @@
+"""What weights, gradients and optimiser states need of memory, by DeepSpeed's estimators."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import psutil
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+GIB = 2**30
+
+
+class Need(NamedTuple):
+    """Bytes that the states of a model need.
+
+    Attributes:
+        stage: ZeRO stage.
+        offload: whether states (in stage 3 parameters too) are in the memory of the node.
+        device: on each device.
+        host: in the memory of each node, also while the model loads.
+    """
+
+    stage: int
+    offload: bool
+    device: int
+    host: int
+
+
+def estimate_needs(
+    parameters: int, largest_layer: int, devices: int, nodes: int = 1
+) -> Iterator[Need]:
+    """DeepSpeed's estimates for mixed precision and Adam, stage by stage.
+
+    They count 20 bytes a parameter: weights and gradients in 16 bits and in 32, two moments.
+    DeepSpeed has estimators for the stages 2 and 3. Stage 0 is stage 2 on a single device; stage 1
+    is stage 2 with whole 16-bit gradients on each device.
+
+    Args:
+        parameters: of the model.
+        largest_layer: parameters of its largest layer, which stage 3 gathers.
+        devices: on each node.
+        nodes: number of nodes.
+    """
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as stage2
+
+    where = {"num_gpus_per_node": devices, "num_nodes": nodes}
+    host, device = stage2(parameters, cpu_offload=False)
+    yield Need(0, False, device, host * devices)
+    gradients = 2 * parameters
+    for offload in (False, True):
+        host, device = stage2(parameters, cpu_offload=offload, **where)
+        there = 0 if offload else gradients // (devices * nodes)
+        yield Need(1, offload, device + gradients - there, host)
+        yield Need(2, offload, device, host)
+        flags = {"cpu_offload": offload, "cpu_offload_params": offload}
+        host, device, _ = stage3(parameters, largest_layer, **flags, **where)
+        yield Need(3, offload, device, host)
+
+
+def print_estimate(model: nn.Module, devices: int, nodes: int) -> None:
+    """Print what each stage needs for a model, and whether it fits this machine.
+
+    Args:
+        model: on any device, also meta.
+        devices: of each node; without a GPU, processes.
+        nodes: number of nodes.
+    """
+    parameters = sum(p.numel() for p in model.parameters())
+    layers = (sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules())
+    host_memory, device_memory = psutil.virtual_memory().total, None
+    if torch.cuda.is_available():
+        device_memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("ZeRO stage", "offload", "GiB a device", "GiB a node's memory", "fits"):
+        table.add_column(title, justify="right")
+    for need in sorted(estimate_needs(parameters, max(layers), devices, nodes)):
+        if device_memory is None:  # the processes share the memory of the node
+            fits = need.device * devices + need.host <= host_memory
+        else:
+            fits = need.device <= device_memory and need.host <= host_memory
+        sizes = (f"{need.device / GIB:.2f}", f"{need.host / GIB:.2f}")
+        table.add_row(
+            str(need.stage), "cpu" if need.offload else "", *sizes, "yes" if fits else "no"
+        )
+    Console().print(table)
+    has = f"{host_memory / GIB:.1f} GiB a node"
+    if device_memory is not None:
+        has = f"{device_memory / GIB:.1f} GiB a device, {has}"
+    print(
+        f"{parameters:,} parameters, {nodes} node(s) of {devices} device(s); there are {has}. "
+        "Estimates of DeepSpeed for 16-bit training with Adam (fp32 needs as much), without activations; "
+        "frozen weights (--only_optimize_lora) need 2 bytes a parameter alone."
+    )
