@@ -92,6 +92,6 @@ def print_estimate(model: nn.Module, devices: int, nodes: int) -> None:
         has = f"{device_memory / GIB:.1f} GiB a device, {has}"
     print(
         f"{parameters:,} parameters, {nodes} node(s) of {devices} device(s); there are {has}. "
-        "Estimates of DeepSpeed for 16-bit training with Adam (fp32 needs as much), without activations; "
-        "frozen weights (--only_optimize_lora) need 2 bytes a parameter alone."
+        "Estimates of DeepSpeed for 16-bit training with Adam (fp32 needs as much), without "
+        "activations; frozen weights (--only_optimize_lora) need 2 bytes a parameter alone."
     )
