@@ -144,11 +144,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_command(*words, timeout: int = 300) -> subprocess.CompletedProcess:
-    """Run a command of the project in a session of its own; nothing of it outlives the call."""
+def start_command(*words) -> subprocess.Popen:
+    """Start a command of the project in a session of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [str(word) for word in words],
         cwd=ROOT,
         env=environment,
@@ -157,12 +157,76 @@ def run_command(*words, timeout: int = 300) -> subprocess.CompletedProcess:
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+
+
+def finish(process: subprocess.Popen, timeout: int = 300) -> subprocess.CompletedProcess:
+    """Wait for a command; nothing of it outlives the call."""
     try:
         output, errors = process.communicate(timeout=timeout)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    return subprocess.CompletedProcess(words, process.returncode, output, errors)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def run_command(*words, timeout: int = 300) -> subprocess.CompletedProcess:
+    """Run a command of the project to its end."""
+    return finish(start_command(*words), timeout)
+
+
+BATCH, RATE, DECAY, CLIP, EPOCHS = 8, 3e-3, 0.1, 0.5, 2
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory):
+    """A tiny OPT, 37 comparisons to train (some with four answers) and 11 to evaluate."""
+    folder = tmp_path_factory.mktemp("training")
+    tokenizer = train_tokenizer(
+        ["<s>", "<pad>", "</s>", "<unk>"],
+        leading="</s>",
+        bos_token="</s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+    )
+    save_language_model(folder / "model", tokenizer, dropout=0.1)
+    ranked = [
+        {
+            "prompt": pair["prompt"],
+            "responses": [pair["rejected"], pair["chosen"], *TEXTS[:2]][: 2 + i % 3],
+            "ranks": [3, 1, 2, 2][: 2 + i % 3],
+        }
+        for i, pair in enumerate(make_pairs(48))
+    ]
+    write_jsonl(folder / "train.jsonl", ranked[:37])
+    write_jsonl(folder / "eval.jsonl", ranked[37:])
+    return folder
+
+
+def flags(workspace, name, micro_batch, accumulation):
+    """main.py's, for a run into a folder of the workspace."""
+    return [
+        *("--model_name_or_path", workspace / "model"),
+        *("--data_path", workspace / "train.jsonl"),
+        *("--eval_data_path", workspace / "eval.jsonl"),
+        *("--data_output_path", workspace / "cache"),
+        *("--output_dir", workspace / name),
+        *("--per_device_train_batch_size", micro_batch),
+        *("--gradient_accumulation_steps", accumulation),
+        *("--per_device_eval_batch_size", 4),
+        *("--num_train_epochs", EPOCHS),
+        *("--learning_rate", RATE),
+        *("--weight_decay", DECAY),
+        *("--max_grad_norm", CLIP),
+        *("--warmup_ratio", 0.2),
+        *("--eval_interval", 3),
+        *("--dropout", 0),
+        *("--max_seq_len", 256),
+    ]
+
+
+def read_metrics(folder) -> list[dict]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def slow_prefix(sequences):

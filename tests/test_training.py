@@ -8,67 +8,19 @@ import torch
 from transformers import set_seed
 
 from tests.conftest import (
-    TEXTS,
+    BATCH,
+    CLIP,
+    DECAY,
+    EPOCHS,
+    RATE,
+    flags,
     free_port,
-    make_pairs,
+    read_metrics,
     run_command,
-    save_language_model,
-    train_tokenizer,
-    write_jsonl,
 )
 from utils.model import hub
 
-STEPS, BATCH, RATE, DECAY, CLIP, EPOCHS = 10, 8, 3e-3, 0.1, 0.5, 2
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    """A tiny OPT, 37 comparisons to train (some with four answers) and 11 to evaluate."""
-    folder = tmp_path_factory.mktemp("training")
-    tokenizer = train_tokenizer(
-        ["<s>", "<pad>", "</s>", "<unk>"],
-        leading="</s>",
-        bos_token="</s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-    )
-    save_language_model(folder / "model", tokenizer, dropout=0.1)
-    ranked = [
-        {
-            "prompt": pair["prompt"],
-            "responses": [pair["rejected"], pair["chosen"], *TEXTS[:2]][: 2 + i % 3],
-            "ranks": [3, 1, 2, 2][: 2 + i % 3],
-        }
-        for i, pair in enumerate(make_pairs(48))
-    ]
-    write_jsonl(folder / "train.jsonl", ranked[:37])
-    write_jsonl(folder / "eval.jsonl", ranked[37:])
-    return folder
-
-
-def flags(workspace, name, micro_batch, accumulation):
-    return [
-        *("--model_name_or_path", workspace / "model"),
-        *("--data_path", workspace / "train.jsonl"),
-        *("--eval_data_path", workspace / "eval.jsonl"),
-        *("--data_output_path", workspace / "cache"),
-        *("--output_dir", workspace / name),
-        *("--per_device_train_batch_size", micro_batch),
-        *("--gradient_accumulation_steps", accumulation),
-        *("--per_device_eval_batch_size", 4),
-        *("--num_train_epochs", EPOCHS),
-        *("--learning_rate", RATE),
-        *("--weight_decay", DECAY),
-        *("--max_grad_norm", CLIP),
-        *("--warmup_ratio", 0.2),
-        *("--eval_interval", 3),
-        *("--dropout", 0),
-        *("--max_seq_len", 256),
-    ]
-
-
-def read_metrics(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+STEPS = 10
 
 
 @pytest.fixture(scope="module")
@@ -143,35 +95,63 @@ def test_one_process_is_a_plain_pytorch_loop(plain_run, oracle):
     check_losses(plain_run, oracle)
 
 
-@pytest.mark.parametrize(
-    ("launcher", "options"),
-    [
-        (("deepspeed", "--num_gpus", 2, "--master_port"), ("--zero_stage", 1)),
-        (
-            ("deepspeed", "--num_gpus", 2, "--master_port"),
-            ("--zero_stage", 2, "--batch_layout", "padded"),
-        ),
-        (
-            ("torchrun", "--nproc_per_node", 2, "--master_port"),
-            ("--zero_stage", 3, "--gradient_checkpointing"),
-        ),
-    ],
-    ids=["deepspeed-stage1", "deepspeed-stage2-padded", "torchrun-stage3-checkpointing"],
-)
-def test_two_processes_give_the_losses_of_one(workspace, plain_run, oracle, launcher, options):
-    name = f"{launcher[0]}{options[1]}"
-    words = flags(workspace, name, 2, 2)
-    done = run_command(*launcher, free_port(), "main.py", *words, *options)
+DEEPSPEED = ("deepspeed", "--num_gpus", 2, "--master_port")
+TORCHRUN = ("torchrun", "--nproc_per_node", 2, "--master_port")
+OPTIONS = {
+    1: (DEEPSPEED, ()),
+    2: (DEEPSPEED, ("--batch_layout", "padded")),
+    3: (TORCHRUN, ("--gradient_checkpointing",)),
+}
+
+
+@pytest.fixture(scope="module", params=OPTIONS, ids="stage{}".format)
+def stage(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def run_of_two(workspace, stage):
+    """Two processes in a ZeRO stage, which saved their training state after step 3."""
+    launcher, options = OPTIONS[stage]
+    words = (*flags(workspace, f"stage{stage}", 2, 2), "--zero_stage", stage, *options)
+    done = run_command(*launcher, free_port(), "main.py", *words, "--save_interval", 3)
     assert done.returncode == 0, done.stderr
-    check_losses(workspace / name, oracle)
-    for ours, plain in zip(read_metrics(workspace / name), read_metrics(plain_run), strict=True):
+    return workspace / f"stage{stage}"
+
+
+def check_metrics(folder, plain_run):
+    for ours, plain in zip(read_metrics(folder), read_metrics(plain_run), strict=True):
         for key in ("grad_norm", "lr", "accuracy", "eval_loss", "eval_accuracy", "eval_pairs"):
             assert ours.get(key) == pytest.approx(plain.get(key), abs=1e-4)
+
+
+def test_two_processes_give_the_losses_of_one(run_of_two, plain_run, oracle):
+    check_losses(run_of_two, oracle)
+    check_metrics(run_of_two, plain_run)
     # Same weights, whichever stage gathered them.
-    ours, plain = (load_weights(folder) for folder in (workspace / name, plain_run))
+    ours, plain = (load_weights(folder) for folder in (run_of_two, plain_run))
     assert ours.keys() == plain.keys()
     for key in plain:
         torch.testing.assert_close(ours[key], plain[key], atol=2e-4, rtol=1e-3)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    workspace, stage, run_of_two, plain_run, oracle
+):
+    """Two processes to step 3, one to step 6, two to the end: the losses of plain PyTorch."""
+    launcher, options = OPTIONS[stage]
+    options = ("--zero_stage", stage, *options, "--save_interval", 3)
+    alone, again = f"stage{stage}-1", f"stage{stage}-1-2"
+    saved = ("--resume_from_checkpoint", run_of_two / "checkpoints" / "step_3")
+    done = run_command("python", "main.py", *flags(workspace, alone, 4, 2), *options, *saved)
+    assert done.returncode == 0, done.stderr
+    saved = ("--resume_from_checkpoint", workspace / alone / "checkpoints" / "step_6")
+    words = (*flags(workspace, again, 2, 2), *options, *saved)
+    done = run_command(*launcher, free_port(), "main.py", *words)
+    assert done.returncode == 0, done.stderr
+    for name in (alone, again):
+        check_losses(workspace / name, oracle)
+        check_metrics(workspace / name, plain_run)
 
 
 def test_micro_batches_by_tokens_do_not_depend_on_the_number_of_ranks(workspace):

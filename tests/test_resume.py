@@ -1,0 +1,85 @@
+"""Runs that are killed or stopped, and go on: the same metrics as without that."""
+
+import os
+import re
+import signal
+import time
+
+import psutil
+import pytest
+
+from tests.conftest import finish, flags, free_port, read_metrics, start_command
+
+EPOCHS = 12  # 60 steps
+INTERVAL = 4
+
+
+def start(workspace, name, stage, *options):
+    """Two processes of a run with dropout, so that random numbers matter."""
+    launcher = ("deepspeed", "--num_gpus", 2, "--master_port", free_port())
+    words = (*flags(workspace, name, 2, 2), "--num_train_epochs", EPOCHS, "--zero_stage", stage)
+    words += ("--dropout", 0.1, "--eval_interval", 7, "--save_interval", INTERVAL)
+    return start_command(*launcher, "main.py", *words, "--save_total_limit", 2, *options)
+
+
+def ranks(process) -> list[psutil.Process]:
+    """The processes that train."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if any("--local_rank" in w for w in child.cmdline())]
+
+
+def wait_for_step(folder, step):
+    """Wait until a run has logged a step."""
+    for _ in range(6000):
+        lines = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
+        if lines and lines[-1]["step"] >= step:
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"{folder} never came to step {step}")
+
+
+def without_times(folder) -> list[dict]:
+    """Metrics but those that depend on how fast the machine is."""
+    timed = ("seconds", "comparisons_per_second", "tokens_per_second", "peak_memory_gib")
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(folder)]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_run_whose_process_is_killed_ends_and_goes_on(workspace, stage):
+    name = f"killed{stage}"
+    done = finish(start(workspace, f"whole{stage}", stage))
+    assert done.returncode == 0, done.stderr
+    process = start(workspace, name, stage)
+    wait_for_step(workspace / name, 17)
+    started = ranks(process)
+    assert len(started) == 2
+    started[1].kill()
+    killed = time.monotonic()
+    assert finish(process).returncode != 0
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive
+    assert time.monotonic() - killed < 30
+    reached = read_metrics(workspace / name)[-1]["step"]
+    done = finish(start(workspace, name, stage, "--resume_from_checkpoint", "latest"))
+    assert done.returncode == 0, done.stderr
+    resumed = int(re.search(r"going on from .*/step_(\d+)", done.stdout).group(1))
+    assert reached - INTERVAL < resumed <= reached + 1
+    assert without_times(workspace / name) == without_times(workspace / f"whole{stage}")
+    kept = {path.name for path in (workspace / name / "checkpoints").glob("step_*")}
+    assert kept == {"step_56", "step_60"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_one_process_saves_the_state_of_all(workspace, number, code):
+    name = f"signal{code}"
+    process = start(workspace, name, 1, "--save_interval", 0)
+    wait_for_step(workspace / name, 3)
+    os.kill(ranks(process)[1].pid, number)
+    done = finish(process)
+    assert done.returncode == code
+    line = next(line for line in done.stdout.splitlines() if "stopped by a signal" in line)
+    step = int(re.search(r"after step (\d+) of 60", line).group(1))
+    assert line.endswith("--resume_from_checkpoint latest")
+    assert (workspace / name / "checkpoints" / "latest").read_text() == f"step_{step}"
+    assert read_metrics(workspace / name)[-1]["step"] == step
+    assert not (workspace / name / "model.safetensors").exists()
