@@ -52,6 +52,7 @@ from utils.training.engine import (
 from utils.training.log import RunLog, write_arguments
 from utils.training.loop import Trainer
 from utils.training.memory import print_estimate
+from utils.training.nvme import check_nvme, fit_buffers
 from utils.training.throughput import Throughput, parameter_size
 
 
@@ -65,6 +66,8 @@ def main(args) -> None:
     for note in resolve_precision(args, device):
         distributed.log(note)
     ds_config = deepspeed_config(args, distributed.world_size())
+    if args.offload == "nvme":
+        check_nvme()
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
     hub.set_dropout(config, args.dropout)
     if args.estimate_memory:
@@ -176,6 +179,7 @@ def run_identity(args, rows) -> dict:
     """What a run must share with the training state that it goes on from, and its step's size."""
     flags = ("seed", "dtype", "zero_stage", "lora_dim", "only_optimize_lora", "lora_module_name")
     run = {f"--{name}": getattr(args, name) for name in flags}
+    run["--offload nvme"] = args.offload == "nvme"
     run |= {"training comparisons": len(rows), "tokens in an epoch": sum(rows["tokens"])}
     size = args.max_tokens_per_micro_batch or args.per_device_train_batch_size
     return {
@@ -186,6 +190,8 @@ def run_identity(args, rows) -> dict:
 
 def build_model_and_engine(args, config, tokenizer, ds_config, total_steps):
     """Load the model with its head, add LoRA, hand it to DeepSpeed."""
+    if args.offload == "nvme":
+        fit_buffers(ds_config, hub.empty_model(config), distributed.world_size())
     transformers.set_seed(args.seed)  # the same head on every rank
     # Transformers loads the weights in partitions while this object lives.
     zero3 = None

@@ -1,6 +1,7 @@
 """The command line of main.py, in groups, and what can be checked in it alone."""
 
 import argparse
+from importlib.util import find_spec
 
 SCHEDULERS = (
     "linear",
@@ -356,6 +357,9 @@ def _check_training(parser, args):
     _check_offload(parser, args)
     if args.enable_tensorboard and "tensorboard" not in args.monitor:
         args.monitor = [*args.monitor, "tensorboard"]
+    for name, package in (("wandb", "wandb"), ("comet", "comet_ml")):
+        if name in args.monitor and find_spec(package) is None:
+            parser.error(f"--monitor {name} needs a package: pip install {package}")
     args.data_split = _parse_split(parser, args.data_split)
 
 

@@ -18,6 +18,7 @@ import torch
 
 from utils import distributed
 from utils.arguments import InputError
+from utils.training import nvme
 
 STATE = "state.json"
 PARTIAL = ".partial"  # ends the name of a folder that is being written
@@ -219,6 +220,8 @@ def load_checkpoint(engine, checkpoint: Checkpoint, folder: Path) -> None:
     path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
     if path is None:
         raise RuntimeError(f"DeepSpeed found no training state in {folder}")
+    if engine.zero_nvme_offload_optimizer():
+        nvme.load_optimizer(engine, folder)
     distributed.barrier()
     if folder != checkpoint.folder:
         _repair_optimizer(engine, groups)
@@ -250,18 +253,19 @@ def reshard(checkpoint: Checkpoint, ds_config: dict, args) -> Path:
     Args:
         checkpoint: the training state.
         ds_config: the DeepSpeed configuration; changed in place.
-        args: use_node_local_storage counts.
+        args: use_node_local_storage and offload count.
 
     Raises:
-        InputError: the pieces are on several disks.
+        InputError: the pieces are on several disks, or not of that form.
     """
     stage = ds_config["zero_optimization"]["stage"]
     if checkpoint.world_size == distributed.world_size() or stage == 0:
         return checkpoint.folder
-    if args.use_node_local_storage:
+    if args.use_node_local_storage or args.offload == "nvme":
         raise InputError(
             f"{checkpoint.folder} was written by {checkpoint.world_size} processes and this run "
-            f"has {distributed.world_size()}: with --use_node_local_storage the number must stay"
+            f"has {distributed.world_size()}: the number must stay with --use_node_local_storage "
+            "and with --offload nvme"
         )
     ds_config.setdefault("checkpoint", {})["load_universal"] = True
     universal = checkpoint.folder.parent / f"universal{PARTIAL}" / checkpoint.folder.name

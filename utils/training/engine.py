@@ -76,8 +76,8 @@ def _monitors(args) -> dict:
     tensorboard = args.tensorboard_path or str(Path(args.output_dir) / "tensorboard")
     entries = {
         "tensorboard": {"output_path": tensorboard, "job_name": "reward_model"},
-        "wandb": {},
-        "comet": {},
+        "wandb": {"project": "reward_model"},
+        "comet": {"project": "reward_model", "samples_log_interval": 1},
         "csv": {"output_path": args.output_dir, "job_name": "csv"},
     }
     return {
@@ -105,6 +105,8 @@ def build_engine(model: torch.nn.Module, config: dict, args, total_steps: int):
         lr_scheduler=schedule if own_scheduler else None,
         config=config,
     )
+    # DeepSpeed's own events count samples, not steps: W&B would drop ours between them.
+    engine.monitor.enabled = False
     if engine.world_size == 1 and engine.zero_optimization_stage() == 0:
         # There is nothing to reduce; DeepSpeed would copy all gradients to a buffer and back.
         engine.enable_backward_allreduce = False

@@ -126,9 +126,16 @@ class RunLog:
             f"worse {result['worse_score']:.3f}"
         )
 
-    def finish(self) -> None:
-        """Close the progress bar and draw the curves."""
+    def close(self) -> None:
+        """Close the progress bar and what else waits for the end."""
         self.bar.close()
+        comet = self.monitor.comet_monitor
+        if comet is not None:
+            comet.experiment.end()  # sends what it holds back
+
+    def finish(self) -> None:
+        """Close, and draw the curves."""
+        self.close()
         if distributed.is_main():
             draw_curves(self.lines, self.file.with_name("training_curves.png"))
 
@@ -137,11 +144,10 @@ class RunLog:
         if distributed.is_main():
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(_json_line(line))
-        if self.monitor.enabled:
-            names = [name for name in line if name not in ("step", "epoch")]
-            self.monitor.write_events(
-                [(f"{group}/{n.removeprefix('eval_')}", line[n], line["step"]) for n in names]
-            )
+        names = [name for name in line if name not in ("step", "epoch")]
+        self.monitor.write_events(
+            [(f"{group}/{n.removeprefix('eval_')}", line[n], line["step"]) for n in names]
+        )
 
 
 def draw_curves(lines: list[dict], path: Path) -> None:

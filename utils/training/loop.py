@@ -130,7 +130,7 @@ class Trainer:
     def _leave(self, code: int) -> None:
         """Save the training state after a signal, say how to go on, and end the process."""
         self._save_state()
-        self.log.bar.close()
+        self.log.close()
         words = [word for word in sys.argv if not word.startswith("--local_rank")]
         words += ["--resume_from_checkpoint", "latest"]
         launcher = "python" if distributed.world_size() == 1 else "(launcher and its flags)"
