@@ -105,7 +105,9 @@ def main(args) -> None:
     before = checkpoint.log if checkpoint else None
     log = RunLog(args, total_steps, engine.monitor, throughput, progress.step, before)
     save_model = partial(save, args, engine, encoder, counts)
-    trainer = Trainer(args, engine, device, log, progress, len(train_rows), run, save_model)
+    best = checkpoint.best_accuracy(args.output_dir) if checkpoint else -1.0
+    comparisons = len(train_rows)
+    trainer = Trainer(args, engine, device, log, progress, comparisons, run, save_model, best)
     batches = load_batches(train_rows, [batch for step in steps for batch in step], collate)
     trainer.train(batches, load_batches(eval_rows, eval_plan, collate))
     log.finish()

@@ -1,5 +1,6 @@
 import pytest
 
+from utils import arguments
 from utils.arguments import SCHEDULERS, parse_training_arguments
 from utils.evaluation.arguments import parse_evaluation_arguments
 
@@ -14,6 +15,9 @@ DEEPSPEED_CHAT = """--data_path Dahoas/rm-static Dahoas/full-hh-rlhf --data_spli
     --only_optimize_lora --lora_learning_rate 1e-3 --eval_interval 5 --eval_iters 100
     --compute_fp32_loss --enable_tensorboard --tensorboard_path tb --add_eot_token --deepspeed
     --deepspeed_config ds.json"""
+
+
+NVME = ["--offload", "nvme", "--nvme_path", "/nvme"]
 
 
 def test_a_deepspeed_chat_command_line_keeps_its_meaning():
@@ -38,6 +42,30 @@ def test_without_flags_everything_trains_once():
     assert args.data_split is None
     assert (args.num_train_epochs, args.max_steps, args.zero_stage) == (1, 0, 0)
     assert args.lr_scheduler_type == "cosine" and "cosine" in SCHEDULERS
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ([], "offload", None),
+        (["--zero_stage", "1", "--offload"], "offload", "cpu"),
+        (["--offload", "--zero_stage", "2"], "offload", "cpu"),
+        (["--zero_stage", "3", "--offload", "cpu"], "offload", "cpu"),
+        (["--zero_stage", "3", *NVME], "offload", "nvme"),
+        ([], "monitor", []),
+        (["--enable_tensorboard"], "monitor", ["tensorboard"]),
+        (["--monitor", "csv", "tensorboard"], "monitor", ["csv", "tensorboard"]),
+        (["--monitor", "csv", "--enable_tensorboard"], "monitor", ["csv", "tensorboard"]),
+        (["--monitor", "tensorboard", "--enable_tensorboard"], "monitor", ["tensorboard"]),
+        (["--lora_dim", "8"], "lora_alpha", 16),
+        (["--lora_dim", "8", "--lora_alpha", "3"], "lora_alpha", 3),
+        (["--lora_dim", "8", "--only_optimize_lora", "--save_adapter"], "save_adapter", True),
+    ],
+)
+def test_what_flags_mean_together(words, name, value):
+    for _ in range(2):  # the defaults stay as they are
+        args = parse_training_arguments(["--model_name_or_path", "m", *words])
+        assert getattr(args, name) == value
 
 
 @pytest.mark.parametrize("parse", [parse_training_arguments, parse_evaluation_arguments])
@@ -74,6 +102,18 @@ def test_flags_of_rw_eval_that_contradict(words, message, capsys):
     [
         (["--num_warmup_steps", "3", "--warmup_ratio", "0.1"], "exclude each other"),
         (["--only_optimize_lora"], "--only_optimize_lora needs --lora_dim"),
+        (["--save_adapter"], "--save_adapter needs --only_optimize_lora"),
+        (["--save_adapter", "--lora_dim", "4"], "--save_adapter needs --only_optimize_lora"),
+        (["--offload"], "--offload needs --zero_stage 1, 2 or 3"),
+        ([*NVME[:2], "--zero_stage", "3"], "--offload nvme and --nvme_path go together"),
+        ([*NVME[2:], "--zero_stage", "3"], "--offload nvme and --nvme_path go together"),
+        (["--offload", *NVME[2:], "--zero_stage", "3"], "nvme and --nvme_path go together"),
+        ([*NVME, "--zero_stage", "2"], "--offload nvme needs --zero_stage 3, not 2"),
+        (["--offload", "disk", "--zero_stage", "3"], "invalid choice: 'disk'"),
+        (["--monitor", "mlflow"], "invalid choice: 'mlflow'"),
+        (["--save_interval", "-1"], "--save_interval is -1; it must be at least 0"),
+        (["--save_total_limit", "-1"], "--save_total_limit is -1; it must be at least 0"),
+        (["--early_stopping_patience", "-1"], "--early_stopping_patience is -1"),
         (["--dropout", "1.5"], "--dropout is 1.5"),
         (["--data_split", "a,b"], "--data_split is 'a,b'"),
         (["--data_split", "nan,1"], "--data_split is 'nan,1'"),
@@ -85,3 +125,17 @@ def test_flags_of_main_that_contradict(words, message, capsys):
         parse_training_arguments(["--model_name_or_path", "m", *words])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("comet", "comet_ml")])
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_monitor_needs_its_package(monkeypatch, capsys, name, package, installed):
+    found = object() if installed else None
+    monkeypatch.setattr(arguments, "find_spec", lambda asked: found if asked == package else None)
+    words = ["--model_name_or_path", "m", "--monitor", "csv", name]
+    if installed:
+        assert parse_training_arguments(words).monitor == ["csv", name]
+        return
+    with pytest.raises(SystemExit):
+        parse_training_arguments(words)
+    assert f"--monitor {name} needs a package: pip install {package}" in capsys.readouterr().err

@@ -26,8 +26,9 @@ def group(layout, n, batch_size, accumulation, world):
     return Grouping(make_sizes(n), batch_size, accumulation, world, **LAYOUTS[layout])
 
 
-def all_ranks(grouping, seed=1, epoch=0):
-    return [training_plan(grouping, rank, seed, epoch) for rank in range(grouping.world_size)]
+def all_ranks(grouping, seed=1, epoch=0, start=0):
+    ranks = range(grouping.world_size)
+    return [training_plan(grouping, rank, seed, epoch, start) for rank in ranks]
 
 
 def in_order(plans):
@@ -132,6 +133,35 @@ def test_padded_ranks_run_rows_of_similar_length_at_the_same_time(
             now = [grouping.sizes[row] for row in counted_rows(together)]
             assert min(now, default=longest) >= longest
             longest = max(now, default=longest)
+
+
+@SHAPES
+@EACH_LAYOUT
+def test_the_rest_of_a_cut_pass_is_the_tail_of_the_whole_one(
+    layout, n, batch_size, accumulation, world
+):
+    grouping = group(layout, n, batch_size, accumulation, world)
+    whole = all_ranks(grouping)
+    steps = rows_of_steps(whole)
+    for done in range(len(steps) + 1):
+        start = sum(map(len, steps[:done]))
+        assert all_ranks(grouping, start=start) == [plan[done:] for plan in whole]
+
+
+@EACH_LAYOUT
+@pytest.mark.parametrize("first", [(1, 4, 1), (2, 2, 2), (3, 1, 4)])
+@pytest.mark.parametrize("then", [(1, 4, 1), (1, 2, 2), (2, 2, 1), (5, 3, 2), (1, 1, 8)])
+def test_a_cut_pass_goes_on_with_other_ranks_and_batches(layout, first, then):
+    """The numbers are rows of a micro-batch, accumulation, ranks."""
+    before = rows_of_steps(all_ranks(group(layout, 75, *first)))
+    grouping = group(layout, 75, *then)
+    for done in range(len(before) + 1):
+        trained = sum(before[:done], [])
+        rest = rows_of_steps(all_ranks(grouping, start=len(trained)))
+        assert sorted(trained + sum(rest, [])) == list(range(75))
+        same = first[0] == then[0] or grouping.max_tokens
+        if same and grouping.accumulation * grouping.world_size == 4:
+            assert rest == before[done:]
 
 
 def skewed_sizes(chance, n):

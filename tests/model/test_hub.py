@@ -1,4 +1,6 @@
+import itertools
 import re
+import shutil
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, OPTForSequenceClassification, set_seed
 
 from tests.conftest import save_language_model
+from tests.killing import is_killed
 from utils.arguments import InputError
 from utils.data.tokenization import prepare_tokenizer
 from utils.model import hub
@@ -27,7 +30,7 @@ def test_saved_model_is_the_model(opt_model, opt_tokenizer, tmp_path):
     assert again.config.reward_settings == settings
     assert again.config.pad_token_id == opt_tokenizer.pad_token_id
     assert (tmp_path / "out" / "README.md").read_text() == "a card"
-    assert not list((tmp_path / "out").glob(".saving_*"))
+    assert not list((tmp_path / "out").glob("*partial*"))
     reloaded, notes = load(tmp_path / "out", hub.load_tokenizer(str(tmp_path / "out")))
     assert notes == []
     assert all(torch.equal(reloaded.model.state_dict()[name], weights[name]) for name in weights)
@@ -59,6 +62,90 @@ def test_a_failed_save_leaves_the_previous_model_whole(opt_model, opt_tokenizer,
         hub.save_model(model, weights, opt_tokenizer, {}, "another", str(tmp_path))
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert after == before
+
+
+def test_no_chat_template_of_an_earlier_model_stays(opt_model, opt_tokenizer, tmp_path):
+    model, _ = load(opt_model, opt_tokenizer, new_head=True)
+    for template in ("{{ messages }}", None):
+        opt_tokenizer.chat_template = template
+        hub.save_model(model, model.model.state_dict(), opt_tokenizer, {}, "", str(tmp_path))
+        assert hub.load_tokenizer(str(tmp_path)).chat_template == template
+
+
+def contents(folder):
+    """All files of a model, without its card; None where nothing would load."""
+    if not (folder / "config.json").exists():
+        return None
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        name: path.read_bytes()
+        for name, path in files.items()
+        if name != "README.md" and not name.startswith("model.partial/")
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "never_none"),
+    [
+        ({}, {}, True),  # other weights and another card alone
+        (None, {}, False),
+        ({}, {"settings": {"max_seq_len": 32}}, False),
+        ({"shards": "50KB"}, {}, False),
+        ({}, {"shards": "50KB"}, False),
+        ({"shards": "50KB"}, {"shards": "50KB"}, False),
+        ({"shards": "50KB"}, {"shards": "80KB"}, False),
+        ({"adapter": "1"}, {"adapter": "2"}, False),
+    ],
+)
+def test_a_kill_leaves_the_old_model_the_new_one_or_none(
+    opt_model, opt_tokenizer, tmp_path, monkeypatch, old, new, never_none
+):
+    model, _ = load(opt_model, opt_tokenizer, new_head=True)
+    out = tmp_path / "out"
+
+    def save(scale, shards="1GB", settings=None, adapter=None):
+        def more(folder):
+            if adapter:
+                (folder / "adapter").mkdir()
+                (folder / "adapter" / "adapter_config.json").write_text(adapter)
+
+        weights = {name: scale * weight for name, weight in model.model.state_dict().items()}
+        real = model.model.save_pretrained
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                model.model, "save_pretrained", lambda *a, **k: real(*a, max_shard_size=shards, **k)
+            )
+            card = f"card {scale}"
+            hub.save_model(model, weights, opt_tokenizer, settings or {}, card, str(out), more)
+        return weights
+
+    save(3, **new)
+    after = contents(out)
+    shutil.rmtree(out)
+    before = None
+    out.mkdir()
+    if old is not None:
+        save(2, **old)
+        before = contents(out)
+        assert before.keys() == after.keys() or old.get("shards") != new.get("shards")
+        assert before != after
+    shutil.copytree(out, tmp_path / "before")
+    seen = []
+    for number in itertools.count(1):
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "before", out)
+        if not is_killed(monkeypatch, number, lambda: save(3, **new)):
+            break
+        seen.append([before, None, after].index(contents(out)))
+    assert number > 8 and seen == sorted(seen)
+    assert (1 not in seen) is never_none or before is None
+    assert is_killed(monkeypatch, 3, lambda: save(3, **new))
+    (out / "model.partial" / "left").touch()
+    weights = save(4, **new)
+    assert not list(out.glob("model.partial")) + list(out.glob("left"))
+    assert (out / "README.md").read_text() == "card 4"
+    again = load(out, opt_tokenizer)[0].model.state_dict()
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
 
 
 def test_a_missing_head_is_an_error_unless_a_new_one_is_wanted(opt_model, opt_tokenizer):

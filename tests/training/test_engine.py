@@ -29,6 +29,54 @@ def test_offload_moves_the_optimizer_and_in_stage_3_the_parameters(stage):
     assert ("offload_param" in zero) == (stage == "3")
 
 
+def test_offload_to_nvme_says_where():
+    flags = ("--zero_stage", "3", "--offload", "nvme", "--nvme_path", "/nvme")
+    zero = deepspeed_config(arguments(*flags), 1)["zero_optimization"]
+    place = {"device": "nvme", "nvme_path": "/nvme"}
+    assert zero["offload_optimizer"] == zero["offload_param"] == place
+
+
+MONITORS = {
+    "tensorboard": ("tensorboard", {"output_path": "out/tensorboard"}),
+    "wandb": ("wandb", {"project": "reward_model"}),
+    "comet": ("comet", {"project": "reward_model"}),
+    "csv": ("csv_monitor", {"output_path": "out", "job_name": "csv"}),
+}
+
+
+@pytest.mark.parametrize("asked", [[], *([name] for name in MONITORS), ["csv", "wandb"]])
+def test_monitors_are_deepspeeds(asked):
+    from deepspeed.monitor.config import get_monitor_config
+
+    args = arguments("--output_dir", "out")
+    args.monitor = asked  # the flag would need the packages
+    config = get_monitor_config(deepspeed_config(args, 1))
+    for name, (entry, settings) in MONITORS.items():
+        read = getattr(config, entry)
+        assert read.enabled is (name in asked)
+        assert {setting: getattr(read, setting) for setting in settings} == settings
+
+
+def test_the_folder_of_tensorboard():
+    flags = ("--enable_tensorboard", "--tensorboard_path", "tb")
+    entry = deepspeed_config(arguments(*flags), 1)["tensorboard"]
+    assert (entry["enabled"], entry["output_path"]) == (True, "tb")
+
+
+def test_a_config_file_says_what_a_monitor_needs(tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"wandb": {"project": "p"}}))
+    args = arguments("--deepspeed_config", str(file))
+    args.monitor = ["wandb"]
+    assert deepspeed_config(args, 1)["wandb"] == {"enabled": True, "project": "p"}
+
+
+@pytest.mark.parametrize("flags", [[], ["--use_node_local_storage"]])
+def test_node_local_storage(flags):
+    config = deepspeed_config(arguments(*flags), 1)
+    assert config["checkpoint"] == {"use_node_local_storage": bool(flags)}
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_one_precision_at_most_is_on(dtype):
     config = deepspeed_config(arguments("--dtype", dtype), 1)

@@ -1,3 +1,4 @@
+import psutil
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,6 +43,11 @@ def test_rates_are_shares_and_counts_by_time():
     throughput = Throughput(make_model(), CPU, "fp32", 1)
     work = torch.tensor([600.0, 800.0, 1000.0, 5000.0])
     rates = throughput.rates(12, work, 4.0)
+    peak = rates.pop("peak_memory_gib")
+    assert peak >= psutil.Process().memory_info().rss / 2**30 - 0.01
+    held = torch.ones(int(peak * 2**30 / 4))  # as much again
+    assert throughput.rates(12, work, 4.0)["peak_memory_gib"] > peak + 0.05
+    del held
     assert rates == {
         "comparisons_per_second": 3,
         "tokens_per_second": 150,

@@ -33,6 +33,21 @@ DROPOUTS = (
 )
 
 
+# What a saved model may consist of, beside config.json and README.md, which always are there.
+MODEL_FILES = (
+    "model*.safetensors*",
+    "tokenizer.*",
+    "tokenizer_config.json",
+    "chat_template*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "generation_config.json",
+    "adapter/*",
+)
+
+
 def load_config(path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Read a model's config.
 
@@ -169,14 +184,14 @@ def _draw_head(head: torch.nn.Linear) -> None:
 def _put_in_place(folder: Path, output_dir: Path) -> None:
     """Move a complete model into a folder that may hold another."""
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    old = {Path(path.name) for path in output_dir.glob("model*.safetensors*")}
+    old = {path.relative_to(output_dir) for kind in MODEL_FILES for path in output_dir.glob(kind)}
     changed = [name for name in files if not _equal(folder / name, output_dir / name)]
     needed = [name for name in changed if name.name != "README.md"]
     config = Path("config.json")
     if len(needed) > 1 or old - set(files):
         (output_dir / config).unlink(missing_ok=True)  # nothing loads a folder without it
         changed = [name for name in files if name != config] + [config]
-    for name in old - set(files):  # shards of an earlier model would be loaded with the new one
+    for name in old - set(files):  # what is left of an earlier model would be loaded with this one
         (output_dir / name).unlink()
     for name in changed:
         (output_dir / name).parent.mkdir(exist_ok=True)

@@ -66,6 +66,14 @@ class Checkpoint:
     world_size: int
     batch: int
 
+    def best_accuracy(self, output_dir: str) -> float:
+        """Of the model that --save_best has put there; -1 if there is none of this run."""
+        folder = Path(output_dir)
+        if not _is_inside(self.folder, folder / "checkpoints"):
+            return -1.0
+        lines = self.log["lines"] if (folder / "config.json").exists() else []
+        return max((line.get("eval_accuracy", -1.0) for line in lines), default=-1.0)
+
     def check_run(self, run: dict, batch: int) -> None:
         """Refuse a run that cannot go on from here; say so if its steps have another size.
 
@@ -97,8 +105,8 @@ def check_output_dir(args) -> None:
         raise InputError(f"--output_dir {folder} is a file; expected a folder")
     steps = _steps(root)
     if wanted is not None and wanted != "latest" and _is_inside(Path(wanted), root):
-        names = [f"step_{step}" for step in steps]
-        later = names[names.index(Path(wanted).name) + 1 :] if Path(wanted).name in names else []
+        names, name = [f"step_{step}" for step in steps], Path(wanted).resolve().name
+        later = names[names.index(name) + 1 :] if name in names else []
         if later:
             raise InputError(
                 f"--resume_from_checkpoint {wanted}, but {root} holds {', '.join(later)} too: "
@@ -161,7 +169,10 @@ def find_checkpoint(args, device: torch.device) -> Checkpoint | None:
             )
         distributed.log(f"{folder} is not whole and is passed over: {fault}")
     if folders:
-        raise InputError(f"no training state under {root} is whole; leave --resume_from_checkpoint")
+        raise InputError(
+            f"no training state under {root} is whole: leave --resume_from_checkpoint out and give "
+            "--overwrite_output_dir or another folder"
+        )
     distributed.log(f"nothing was saved yet under {root}: the run begins at step 0")
     return None
 
@@ -182,10 +193,13 @@ def save_checkpoint(engine, args, progress: Progress, **others) -> Path:
     """
     root = _root(args)
     folder = root / f"step_{progress.step}"
+    fault = _find_fault(folder, args.use_node_local_storage)
+    if not distributed.max_over_ranks(int(fault is not None), engine.device):
+        return folder  # the run came from here
     partial = folder.with_name(folder.name + PARTIAL)
     writes = _writes(args)
     if writes:
-        for left in root.glob(f"step_*{PARTIAL}"):
+        for left in root.glob(f"*{PARTIAL}/"):
             shutil.rmtree(left)
     distributed.barrier()
     engine.save_checkpoint(str(root), tag=partial.name, save_latest=False)
@@ -306,8 +320,9 @@ def _steps(root: Path) -> list[int]:
 def _find_fault(folder: Path, node_local: bool) -> str | None:
     """What is wrong with a training state, as far as this rank looks; None if nothing."""
     try:
+        _read(folder)
         files = json.loads((folder / STATE).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{STATE}: {error}"
     for name, size in files.items():
         path = folder / name
@@ -320,7 +335,7 @@ def _find_fault(folder: Path, node_local: bool) -> str | None:
         try:
             with zipfile.ZipFile(folder / name) as archive:  # torch.save's format, with checksums
                 broken = archive.testzip()
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError) as error:
             return f"{name}: {error}"
         if broken:
             return f"{name}: the checksum of {broken} is wrong"

@@ -66,8 +66,9 @@ class RunLog:
         self.throughput = throughput
         before = before or {"lines": [], "sums": 0, "seconds": 0.0, "seconds_before": 0.0}
         self.lines: list[dict] = before["lines"]
+        # Of the steps since the last line.
         self.sums = torch.tensor(before["sums"], dtype=torch.float64)
-        self.seconds = before["seconds"]
+        self.seconds, self.latest = before["seconds"], before.get("latest")
         self.seconds_before = before["seconds_before"]
         self.bar = distributed.progress(initial=step, total=total_steps, desc="Training")
         if distributed.is_main():
@@ -80,11 +81,12 @@ class RunLog:
             "sums": self.sums.tolist(),
             "seconds": self.seconds,
             "seconds_before": self.seconds_before,
+            "latest": self.latest,
         }
 
-    def evaluations(self) -> list[tuple[int, float]]:
-        """Step and accuracy of the evaluations so far."""
-        return [(ln["step"], ln["eval_accuracy"]) for ln in self.lines if "eval_accuracy" in ln]
+    def accuracies(self) -> list[float]:
+        """Those of the evaluations so far."""
+        return [line["eval_accuracy"] for line in self.lines if "eval_accuracy" in line]
 
     def step(self, step: int, epoch: float, sums: torch.Tensor, seconds: float, **values) -> None:
         """Count a step; every `logging_steps` of them become a line.
@@ -99,14 +101,18 @@ class RunLog:
         self.bar.update()
         self.sums = self.sums + sums.cpu()
         self.seconds += seconds
-        if step % self.logging_steps and step != self.total_steps:
-            return
+        self.latest = {"step": step, "epoch": epoch}, values
+        if step % self.logging_steps == 0 or step == self.total_steps:
+            self._write_steps()
+
+    def _write_steps(self) -> None:
+        place, values = self.latest
         result = summarize(self.sums[: len(SUMS)])
         rates = self.throughput.rates(result["comparisons"], self.sums[len(SUMS) :], self.seconds)
         self.seconds_before += self.seconds
         rates["seconds"] = self.seconds_before
         shown = {name: result[name] for name in ("loss", "accuracy", "margin")}
-        self._write({"step": step, "epoch": epoch, **shown, **values, **rates}, "train")
+        self._write({**place, **shown, **values, **rates}, "train")
         self.bar.set_postfix(
             refresh=False,  # the bar keeps its own pace
             loss=f"{result['loss']:.3f}",
@@ -134,7 +140,9 @@ class RunLog:
             comet.experiment.end()  # sends what it holds back
 
     def finish(self) -> None:
-        """Close, and draw the curves."""
+        """Write what is left after an early stop, close, and draw the curves."""
+        if self.seconds:
+            self._write_steps()
         self.close()
         if distributed.is_main():
             draw_curves(self.lines, self.file.with_name("training_curves.png"))

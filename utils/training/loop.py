@@ -1,5 +1,6 @@
 """The training loop: steps, evaluations, training states, and when to stop."""
 
+import re
 import shlex
 import sys
 import time
@@ -33,6 +34,7 @@ class Trainer:
         comparisons: number of them in a pass over the training data.
         run: what training states are saved with: run and batch of a Checkpoint.
         save_model: saves the model, given the result of its evaluation; for --save_best.
+        best_accuracy: of the model that it has saved before.
     """
 
     def __init__(
@@ -45,12 +47,12 @@ class Trainer:
         comparisons: int,
         run: dict,
         save_model: Callable[[dict], None],
+        best_accuracy: float = -1.0,
     ):
         self.args, self.engine, self.device = args, engine, device
         self.log, self.progress, self.comparisons = log, progress, comparisons
-        self.run, self.save_model = run, save_model
+        self.run, self.save_model, self.best_accuracy = run, save_model, best_accuracy
         self.stop = distributed.StopSignal(device)
-        self.saved_step = -1
         self.result: dict = {}
 
     def train(self, batches: Iterable[Batch], eval_batches: Iterable[Batch]) -> None:
@@ -72,34 +74,34 @@ class Trainer:
             if self._is_finished():
                 return
             self._step(batches)
-            interval = self.args.save_interval
+            interval, code = self.args.save_interval, self.stop.agreed()
+            if code:
+                self._leave(code)
             if interval and self.progress.step % interval == 0:
                 self._save_state()
-            if code := self.stop.agreed():
-                self._leave(code)
 
     def _evaluation_is_due(self) -> bool:
         step, interval = self.progress.step, self.args.eval_interval
         at_end = self.progress.seen == 0 or step == self.log.total_steps  # of a pass, or the run
-        asked_for = at_end or (interval > 0 and step % interval == 0)
-        return asked_for and step not in [step for step, _ in self.log.evaluations()[-1:]]
+        return at_end or (interval > 0 and step % interval == 0)
 
     def _evaluate(self, eval_batches: Iterable[Batch]) -> None:
         result = evaluate(self.engine, eval_batches, self.device, self.stop.agreed)
         if result is None:
             self._leave(self.stop.agreed())
-        best = max((accuracy for _, accuracy in self.log.evaluations()), default=-1.0)
         self.log.evaluation(self.progress.step, self._epoch(), result)
         self.result = result
-        if self.args.save_best and result["accuracy"] > best:
+        if self.args.save_best and result["accuracy"] > self.best_accuracy:
             self.save_model(result)
+            self.best_accuracy = result["accuracy"]
 
     def _is_finished(self) -> bool:
         if self.progress.step >= self.log.total_steps:
             return True
-        patience = self.args.early_stopping_patience
-        accuracies = [accuracy for _, accuracy in self.log.evaluations()]
-        if not patience or len(accuracies) - 1 - int(np.argmax(accuracies)) < patience:
+        patience, accuracies = self.args.early_stopping_patience, self.log.accuracies()
+        if not patience or not self.result:  # stop after an evaluation alone
+            return False
+        if len(accuracies) - 1 - int(np.argmax(accuracies)) < patience:
             return False
         distributed.log(
             f"stopped early after step {self.progress.step}: {patience} evaluations without a "
@@ -121,22 +123,19 @@ class Trainer:
         return self.progress.epoch + self.progress.seen / self.comparisons
 
     def _save_state(self):
-        if self.saved_step != self.progress.step:
-            state = {"log": self.log.state(), **self.run}
-            folder = save_checkpoint(self.engine, self.args, self.progress, **state)
-            distributed.log(f"step {self.progress.step}: training state saved in {folder}")
-            self.saved_step = self.progress.step
+        state = {"log": self.log.state(), **self.run}
+        folder = save_checkpoint(self.engine, self.args, self.progress, **state)
+        distributed.log(f"step {self.progress.step}: training state saved in {folder}")
 
     def _leave(self, code: int) -> None:
         """Save the training state after a signal, say how to go on, and end the process."""
         self._save_state()
         self.log.close()
-        words = [word for word in sys.argv if not word.startswith("--local_rank")]
-        words += ["--resume_from_checkpoint", "latest"]
+        words = re.sub(r" --local_rank[= ]\S+", "", shlex.join(sys.argv))
         launcher = "python" if distributed.world_size() == 1 else "(launcher and its flags)"
         distributed.log(
             f"stopped by a signal after step {self.progress.step} of {self.log.total_steps}; to go "
-            f"on: {launcher} {shlex.join(words)}"
+            f"on: {launcher} {words} --resume_from_checkpoint latest"
         )
         raise SystemExit(code)
 
