@@ -32,4 +32,4 @@ deepspeed ${NUM_GPUS:+--num_gpus "$NUM_GPUS"} --master_port "${MASTER_PORT:-2950
     --zero_stage "$ZERO_STAGE" \
     --enable_tensorboard \
     --output_dir "$OUTPUT" \
-    ${FLAGS[@]+"${FLAGS[@]}"} 2>&1 | tee -a "$OUTPUT/training.log"
+    ${FLAGS[@]+"${FLAGS[@]}"} 2>&1 | tee -i -a "$OUTPUT/training.log"

@@ -3,20 +3,19 @@
 #
 #   HOSTFILE=my_hosts bash training_scripts/opt/multi_node/run_350m.sh [OUTPUT] [ZERO_STAGE] [flags]
 #
+# Where ssh is not allowed: run_350m_no_ssh.sh. Under Slurm: run_350m_slurm.sh.
+#
 # Hardware: the machines that HOSTFILE names, one a line with its GPUs: `node1 slots=8`. They need
 #           passwordless ssh, the same paths for code and Python, and an OUTPUT that they share.
 # Expect:   the log of all machines here, with the metrics of the whole run on the first one.
-# Override: HOSTFILE, MODEL, DATA (several, separated by spaces), MASTER_PORT, LAUNCHER_FLAGS
-#           (of deepspeed; where ssh is not allowed, run the script on every machine with
-#           LAUNCHER_FLAGS="--no_ssh --node_rank 0 --master_addr node1", each with its own rank)
+# Override: HOSTFILE, MODEL, DATA (several, separated by spaces), MASTER_PORT
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$HERE/../../environment.sh"
 read_arguments output/opt-350m 2 "$@"
-HOSTFILE="${HOSTFILE:-$HERE/hostfile}"
 MODEL="${MODEL:-facebook/opt-350m}"
 DATA="${DATA:-Dahoas/rm-static}"
-deepspeed --hostfile "$HOSTFILE" --master_port "${MASTER_PORT:-29500}" ${LAUNCHER_FLAGS:-} \
+deepspeed --hostfile "${HOSTFILE:-$HERE/hostfile}" --master_port "${MASTER_PORT:-29500}" \
     "$ROOT/main.py" \
     --model_name_or_path "$MODEL" \
     --data_path $DATA \
@@ -30,4 +29,4 @@ deepspeed --hostfile "$HOSTFILE" --master_port "${MASTER_PORT:-29500}" ${LAUNCHE
     --zero_stage "$ZERO_STAGE" \
     --enable_tensorboard \
     --output_dir "$OUTPUT" \
-    ${FLAGS[@]+"${FLAGS[@]}"} 2>&1 | tee -a "$OUTPUT/training.log"
+    ${FLAGS[@]+"${FLAGS[@]}"} 2>&1 | tee -i -a "$OUTPUT/training.log"
