@@ -176,10 +176,10 @@ def test_micro_batches_by_tokens_do_not_depend_on_the_number_of_ranks(workspace)
     assert counts[0] == counts[1]
 
 
-def load_weights(folder):
+def load_weights(folder, name="model"):
     from safetensors.torch import load_file
 
-    return load_file(folder / "model.safetensors")
+    return load_file(folder / f"{name}.safetensors")
 
 
 def test_output_folder_holds_what_the_readme_says(plain_run):
@@ -279,20 +279,109 @@ def test_rw_eval_scores_the_built_in_and_given_prompts(workspace, plain_run):
         assert f"{score:.4f}" in done.stdout
 
 
-def test_lora_and_offload_run_in_one_process(workspace, plain_run):
-    words = flags(workspace, "lora", 8, 1)
-    lora = ("--lora_dim", 4, "--only_optimize_lora", "--lora_learning_rate", 0.01)
-    extra = ("--zero_stage", 2, "--offload", "--max_steps", 4, "--enable_tensorboard")
-    done = run_command("python", "main.py", *words, *lora, *extra)
+LORA = (
+    *("--lora_dim", 4, "--lora_alpha", 12, "--only_optimize_lora", "--lora_learning_rate", 0.01),
+    *("--lora_module_name", "decoder.layers.", "--max_steps", 4),
+)
+
+
+@pytest.fixture(scope="module")
+def lora_run(workspace):
+    """One process, stage 2 with offload, LoRA."""
+    extra = ("--zero_stage", 2, "--offload", "--monitor", "csv", "tensorboard")
+    done = run_command("python", "main.py", *flags(workspace, "lora", 8, 1), *LORA, *extra)
     assert done.returncode == 0, done.stderr
+    return workspace / "lora"
+
+
+def test_lora_trains_adapters_and_the_head_alone(workspace, plain_run, lora_run):
     before = load_weights(workspace / "model")
-    after = load_weights(workspace / "lora")
+    after = load_weights(lora_run)
     assert after.keys() == load_weights(plain_run).keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {n for n in before if ".layers." in n and before[n].ndim == 2}
-    assert list((workspace / "lora" / "tensorboard").rglob("events.out.tfevents.*"))
-    losses = [line["eval_loss"] for line in read_metrics(workspace / "lora") if "eval_loss" in line]
+    losses = [line["eval_loss"] for line in read_metrics(lora_run) if "eval_loss" in line]
     assert losses[-1] < losses[0]
+
+
+def test_monitors_get_every_line(lora_run):
+    assert list((lora_run / "tensorboard").rglob("events.out.tfevents.*"))
+    for name, key in (("train_loss", "loss"), ("eval_accuracy", "eval_accuracy")):
+        rows = (lora_run / "csv" / f"{name}.csv").read_text().splitlines()[1:]
+        lines = [line for line in read_metrics(lora_run) if key in line]
+        assert [tuple(map(float, row.split(","))) for row in rows] == [
+            (line["step"], pytest.approx(line[key])) for line in lines
+        ]
+
+
+PEFT_ALONE = """
+import json, sys
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+base, merged, adapter = sys.argv[1:]
+load = AutoModelForSequenceClassification.from_pretrained
+ids = torch.arange(10, 50).view(4, 10)
+base = load(base, num_labels=1, dtype=torch.float32)
+models = [load(merged).eval(), PeftModel.from_pretrained(base, adapter).eval()]
+print(json.dumps([model(ids).logits[:, 0].tolist() for model in models]))
+"""
+
+
+def test_lora_in_stage_3_with_checkpointing(workspace, lora_run):
+    words = (*flags(workspace, "lora3", 2, 2), *LORA, "--zero_stage", 3, "--gradient_checkpointing")
+    done = run_command(*DEEPSPEED, free_port(), "main.py", *words, "--save_adapter")
+    assert done.returncode == 0, done.stderr
+    folder = workspace / "lora3"
+    check_metrics(folder, lora_run)
+    adapter = load_weights(folder / "adapter", "adapter_model")
+    trained = sum(weight.numel() for weight in adapter.values())
+    total = sum(weight.numel() for weight in load_weights(folder).values()) + trained
+    assert f"{trained:,} of {total - adapter['base_model.model.score.weight'].numel():,} " in (
+        done.stdout
+    )
+    words = ("python", "-c", PEFT_ALONE, workspace / "model", folder, folder / "adapter")
+    scores = run_command(*words)
+    assert scores.returncode == 0, scores.stderr
+    merged, adapted = json.loads(scores.stdout)
+    assert merged == pytest.approx(adapted, abs=1e-5)
+
+
+SAME_SCORES = """
+import sys
+import torch
+from transformers import AutoModelForSequenceClassification
+ids = torch.arange(10, 50).view(4, 10)
+load = AutoModelForSequenceClassification.from_pretrained
+scores = [load(folder).eval()(ids).logits for folder in sys.argv[1:]]
+assert max((s - scores[0]).abs().max() for s in scores) < 1e-6
+"""
+
+
+def test_all_stages_save_the_same_model(workspace):
+    """Without clipping, whose factor is rounded in another place in stage 0."""
+    folders = [workspace / f"same{stage}" for stage in range(4)]
+    for stage, folder in enumerate(folders):
+        words = (*flags(workspace, folder.name, 8, 1), "--max_grad_norm", 0, "--max_steps", 4)
+        done = run_command("python", "main.py", *words, "--zero_stage", stage)
+        assert done.returncode == 0, done.stderr
+    first = load_weights(folders[0])
+    for folder in folders[1:]:
+        weights = load_weights(folder)
+        assert weights.keys() == first.keys()
+        for name in first:
+            torch.testing.assert_close(weights[name], first[name], atol=1e-6, rtol=0)
+    done = run_command("python", "-c", SAME_SCORES, *folders)
+    assert done.returncode == 0, done.stderr
+
+
+def test_memory_is_estimated_without_training(workspace):
+    words = flags(workspace, "estimate", 8, 1)
+    done = run_command("python", "main.py", *words, "--estimate_memory")
+    assert done.returncode == 0, done.stderr
+    total = sum(weight.numel() for weight in load_weights(workspace / "model").values())
+    assert f"{total + 16:,} parameters" in done.stdout  # and the head
+    assert not (workspace / "estimate").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_old_model(workspace, plain_run):

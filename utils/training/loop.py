@@ -68,6 +68,8 @@ class Trainer:
         """
         batches = iter(batches)
         self.engine.train()  # a loaded model has its dropout off
+        if self.args.save_best and self.args.save_interval:
+            self._save_state()  # where a model stands that may still change, `latest` finds a state
         while True:
             if self._evaluation_is_due():
                 self._evaluate(eval_batches)
