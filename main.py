@@ -179,8 +179,9 @@ def count_tokens(rows, plan, device) -> dict[str, int]:
 
 def run_identity(args, rows) -> dict:
     """What a run must share with the training state that it goes on from, and its step's size."""
-    flags = ("seed", "dtype", "zero_stage", "lora_dim", "only_optimize_lora", "lora_module_name")
-    run = {f"--{name}": getattr(args, name) for name in flags}
+    flags = ("seed", "dtype", "zero_stage", "learning_rate", "weight_decay", "score_position")
+    flags += ("lora_dim", "lora_alpha", "lora_module_name", "lora_learning_rate")
+    run = {f"--{name}": getattr(args, name) for name in (*flags, "only_optimize_lora")}
     run["--offload nvme"] = args.offload == "nvme"
     run |= {"training comparisons": len(rows), "tokens in an epoch": sum(rows["tokens"])}
     size = args.max_tokens_per_micro_batch or args.per_device_train_batch_size
@@ -246,11 +247,11 @@ def save(args, engine, encoder, counts, result) -> None:
     if distributed.is_main():
         settings = asdict(encoder.settings)
         card = model_card(args, settings, counts, result)
-        lora = (args.lora_dim, args.lora_alpha)
 
         def save_more(folder):
             if args.save_adapter:
-                save_adapter(state_dict, *lora, args.model_name_or_path, folder / "adapter")
+                rank, alpha, base = args.lora_dim, args.lora_alpha, args.model_name_or_path
+                save_adapter(state_dict, rank, alpha, base, folder / "adapter")
 
         merged = merge_lora(state_dict, args.lora_alpha / max(args.lora_dim, 1))
         model, tokenizer = engine.module, encoder.tokenizer

@@ -14,9 +14,9 @@ EPOCHS = 12  # 60 steps
 INTERVAL = 4
 
 
-def start(workspace, name, stage, *options):
+def start(workspace, name, stage, *options, launcher=("--num_gpus", 2)):
     """Two processes of a run with dropout, so that random numbers matter."""
-    launcher = ("deepspeed", "--num_gpus", 2, "--master_port", free_port())
+    launcher = ("deepspeed", "--master_port", free_port(), *launcher)
     words = (*flags(workspace, name, 2, 2), "--num_train_epochs", EPOCHS, "--zero_stage", stage)
     words += ("--dropout", 0.1, "--eval_interval", 7, "--save_interval", INTERVAL)
     return start_command(*launcher, "main.py", *words, "--save_total_limit", 2, *options)
@@ -44,11 +44,18 @@ def without_times(folder) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(folder)]
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_a_run_whose_process_is_killed_ends_and_goes_on(workspace, stage):
-    name = f"killed{stage}"
-    done = finish(start(workspace, f"whole{stage}", stage))
+@pytest.fixture(scope="module", params=[0, 3])
+def whole_run(workspace, request):
+    """The stage and the folder of a run that nothing interrupts."""
+    name = f"whole{request.param}"
+    done = finish(start(workspace, name, request.param))
     assert done.returncode == 0, done.stderr
+    return request.param, workspace / name
+
+
+def test_a_run_whose_process_is_killed_ends_and_goes_on(workspace, whole_run):
+    stage, whole = whole_run
+    name = f"killed{stage}"
     process = start(workspace, name, stage)
     wait_for_step(workspace / name, 17)
     started = ranks(process)
@@ -64,9 +71,39 @@ def test_a_run_whose_process_is_killed_ends_and_goes_on(workspace, stage):
     assert done.returncode == 0, done.stderr
     resumed = int(re.search(r"going on from .*/step_(\d+)", done.stdout).group(1))
     assert reached - INTERVAL < resumed <= reached + 1
-    assert without_times(workspace / name) == without_times(workspace / f"whole{stage}")
+    assert without_times(workspace / name) == without_times(whole)
     kept = {path.name for path in (workspace / name / "checkpoints").glob("step_*")}
     assert kept == {"step_56", "step_60"}
+
+
+def test_each_node_keeps_its_part_on_its_own_disk(workspace, tmp_path, whole_run):
+    """Two launchers, as on two machines; one state of one of them is broken."""
+    stage, whole = whole_run
+    (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+    port, folders = free_port(), [tmp_path / "node0", tmp_path / "node1"]
+
+    def run(*options):
+        nodes = []
+        for rank, folder in enumerate(folders):
+            place = ("--hostfile", tmp_path / "hosts", "--no_ssh", "--node_rank", rank)
+            place += ("--master_addr", "127.0.0.1", "--master_port", port)
+            own = ("--output_dir", folder, "--use_node_local_storage", "--save_total_limit", 3)
+            nodes.append(start(workspace, "", stage, *own, *options, launcher=place))
+        return [finish(node) for node in nodes]
+
+    assert [done.returncode for done in run()] == [0, 0]
+    assert not list(folders[1].glob("*.*"))
+    for folder, rank in zip(folders, "01", strict=True):
+        pieces = {path.name for path in (folder / "checkpoints" / "step_60").glob("*optim*")}
+        assert pieces == ({f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"} if stage else set())
+    (folders[0] / "model.safetensors").unlink()
+    (folders[1] / "checkpoints" / "step_60" / "state.json").unlink()
+    first, second = run("--resume_from_checkpoint", "latest")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert re.search("step_60 is not whole and is passed over: another process", first.stdout)
+    assert re.search("going on from .*/step_56", first.stdout)
+    assert (folders[0] / "model.safetensors").exists()
+    assert without_times(folders[0]) == without_times(whole)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
