@@ -34,7 +34,8 @@ def estimate_needs(
 ) -> Iterator[Need]:
     """DeepSpeed's estimates for mixed precision and Adam, stage by stage.
 
-    They count 20 bytes a parameter: weights and gradients in 16 bits and in 32, two moments.
+    They count 20 bytes a parameter: weights and gradients in 16 bits and in 32, two moments; in
+    fp32 the former have 32 bits too.
     DeepSpeed has estimators for the stages 2 and 3. Stage 0 is stage 2 on a single device; stage 1
     is stage 2 with whole 16-bit gradients on each device.
 
@@ -92,6 +93,7 @@ def print_estimate(model: nn.Module, devices: int, nodes: int) -> None:
         has = f"{device_memory / GIB:.1f} GiB a device, {has}"
     print(
         f"{parameters:,} parameters, {nodes} node(s) of {devices} device(s); there are {has}. "
-        "Estimates of DeepSpeed for 16-bit training with Adam (fp32 needs as much), without "
-        "activations; frozen weights (--only_optimize_lora) need 2 bytes a parameter alone."
+        "Estimates of DeepSpeed for 16-bit training with Adam, without activations and buffers: "
+        "leave room. Training in fp32 takes up to 4 bytes a parameter more; frozen weights "
+        "(--only_optimize_lora) take 2 alone."
     )
