@@ -17,7 +17,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one to show."""
 
     def _get_help_string(self, action):
-        if action.default is None or action.default is False:
+        if action.default is None or action.default is False or action.default == []:
             return action.help
         return super()._get_help_string(action)
 
@@ -247,7 +247,7 @@ def _add_evaluation(parser):
 def _add_output(parser):
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", default="output", help="folder for the model, metrics and curves")
-    add("--overwrite_output_dir", action="store_true", help="allow a folder that holds a model")
+    add("--overwrite_output_dir", action="store_true", help="replace the model and states in it")
     add("--logging_steps", type=int, default=1, help="steps between two lines of metrics.jsonl")
     add(
         "--monitor",
