@@ -10,7 +10,7 @@
 import json
 import sys
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 
 from utils.arguments import InputError, parse_training_arguments
 
@@ -86,8 +86,9 @@ def main(args) -> None:
     first_epoch, steps, eval_plan = make_plans(args, train_rows, eval_rows, progress)
     total_steps = progress.step + len(steps)
     counts["tokens_per_epoch"] = count_tokens(train_rows, first_epoch, device)
-    run = run_identity(args, train_rows)
-    mean = round(len(train_rows) / len(first_epoch), 1)
+    comparisons = len(train_rows)
+    run = run_identity(args, comparisons, counts["tokens_per_epoch"]["packed"])
+    mean = round(comparisons / len(first_epoch), 1)
     batch_size = mean if args.max_tokens_per_micro_batch else run["batch"]
     if checkpoint:
         checkpoint.check_run(**run)
@@ -106,7 +107,6 @@ def main(args) -> None:
     log = RunLog(args, total_steps, engine.monitor, throughput, progress.step, before)
     save_model = partial(save, args, engine, encoder, counts)
     best = checkpoint.best_accuracy(args.output_dir) if checkpoint else -1.0
-    comparisons = len(train_rows)
     trainer = Trainer(args, engine, device, log, progress, comparisons, run, save_model, best)
     batches = load_batches(train_rows, [batch for step in steps for batch in step], collate)
     trainer.train(batches, load_batches(eval_rows, eval_plan, collate))
@@ -153,15 +153,14 @@ def make_plans(args, train_rows, eval_rows, progress: Progress):
         batch_size=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
     )
+    plan = cache(partial(training_plan, grouping, rank, args.seed))  # the first is asked for twice
     steps = []
     for epoch in range(progress.epoch, args.num_train_epochs):
-        start = progress.seen if epoch == progress.epoch else 0
-        steps += training_plan(grouping, rank, args.seed, epoch, start)
+        steps += plan(epoch, progress.seen if epoch == progress.epoch else 0)
     if args.max_steps:
         steps = steps[: max(args.max_steps - progress.step, 0)]
-    first_epoch = training_plan(grouping, rank, args.seed, epoch=0)
     grouping = group(eval_rows, batch_size=args.per_device_eval_batch_size)
-    return first_epoch, steps, evaluation_plan(grouping, rank, args.eval_iters)
+    return plan(0, 0), steps, evaluation_plan(grouping, rank, args.eval_iters)
 
 
 def count_tokens(rows, plan, device) -> dict[str, int]:
@@ -177,13 +176,13 @@ def count_tokens(rows, plan, device) -> dict[str, int]:
     return {"packed": packed, "padded": padded}
 
 
-def run_identity(args, rows) -> dict:
+def run_identity(args, comparisons: int, tokens: int) -> dict:
     """What a run must share with the training state that it goes on from, and its step's size."""
     flags = ("seed", "dtype", "zero_stage", "learning_rate", "weight_decay", "score_position")
     flags += ("lora_dim", "lora_alpha", "lora_module_name", "lora_learning_rate")
     run = {f"--{name}": getattr(args, name) for name in (*flags, "only_optimize_lora")}
     run["--offload nvme"] = args.offload == "nvme"
-    run |= {"training comparisons": len(rows), "tokens in an epoch": sum(rows["tokens"])}
+    run |= {"training comparisons": comparisons, "tokens in an epoch": tokens}
     size = args.max_tokens_per_micro_batch or args.per_device_train_batch_size
     return {
         "run": run,
@@ -194,7 +193,8 @@ def run_identity(args, rows) -> dict:
 def build_model_and_engine(args, config, tokenizer, ds_config, total_steps):
     """Load the model with its head, add LoRA, hand it to DeepSpeed."""
     if args.offload == "nvme":
-        fit_buffers(ds_config, hub.empty_model(config), distributed.world_size())
+        largest = hub.empty_model(config, vocabulary=len(tokenizer))
+        fit_buffers(ds_config, largest, distributed.world_size())
     transformers.set_seed(args.seed)  # the same head on every rank
     # Transformers loads the weights in partitions while this object lives.
     zero3 = None

@@ -1,39 +1,19 @@
 """Two nodes, in network namespaces joined by a virtual cable, against one process."""
 
-import json
 import re
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import (
-    ROOT,
-    make_pairs,
-    run_command,
-    save_language_model,
-    train_tokenizer,
-    write_jsonl,
-)
+from tests.conftest import ROOT, read_metrics, run_command
 
 STEPS = 6
 COMPARED = ("loss", "accuracy", "eval_loss", "eval_accuracy", "eval_pairs")
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    """A tiny OPT, 37 comparisons to train and 11 to evaluate: neither can be halved."""
-    folder = tmp_path_factory.mktemp("nodes")
-    specials = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    tokenizer = train_tokenizer(["<s>", "<pad>", "</s>", "<unk>"], leading="</s>", **specials)
-    save_language_model(folder / "model", tokenizer)
-    pairs = make_pairs(48)
-    write_jsonl(folder / "train.jsonl", pairs[:37])
-    write_jsonl(folder / "eval.jsonl", pairs[37:])
-    return folder
-
-
 def flags(workspace, name, micro_batch) -> list:
+    """Without a folder for the cache: each node has its own."""
     return [
         *("--model_name_or_path", workspace / "model"),
         *("--data_path", workspace / "train.jsonl"),
@@ -53,15 +33,14 @@ def flags(workspace, name, micro_batch) -> list:
 @pytest.fixture(scope="module")
 def one_process(workspace):
     """`python main.py` in one process, stage 0."""
-    words = flags(workspace, "one", 8)
+    words = flags(workspace, "nodes-one", 8)
     done = run_command("python", "main.py", *words, "--data_output_path", workspace / "cache")
     assert done.returncode == 0, done.stderr
-    return workspace / "one"
+    return workspace / "nodes-one"
 
 
-def read_metrics(folder) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: line[key] for key in COMPARED if key in line} for line in lines]
+def read_compared(folder) -> list[dict]:
+    return [{key: line[key] for key in COMPARED if key in line} for line in read_metrics(folder)]
 
 
 def run_two_nodes(*words):
@@ -74,10 +53,10 @@ def run_two_nodes(*words):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the nodes would share a GPU")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_nodes_give_the_losses_of_one_process(workspace, one_process, stage):
-    name = f"stage{stage}"
+    name = f"nodes-stage{stage}"
     done = run_two_nodes(*flags(workspace, name, 4), "--zero_stage", stage)
     assert done.returncode == 0, done.stdout + done.stderr
-    ours, expected = read_metrics(workspace / name), read_metrics(one_process)
+    ours, expected = read_compared(workspace / name), read_compared(one_process)
     assert sum("loss" in line for line in ours) == STEPS
     assert sum("eval_loss" in line for line in ours) == 5  # at 0, 2, 4, 5 (an epoch's end) and 6
     for line, wanted in zip(ours, expected, strict=True):
@@ -98,6 +77,6 @@ def test_two_nodes_give_the_losses_of_one_process(workspace, one_process, stage)
 
 
 def test_an_error_of_the_nodes_is_one_of_the_script(workspace):
-    done = run_two_nodes(*flags(workspace, "wrong", 4), "--zero_stage", 9)
+    done = run_two_nodes(*flags(workspace, "nodes-wrong", 4), "--zero_stage", 9)
     assert done.returncode == 2
     assert "invalid choice: 9" in done.stderr

@@ -26,6 +26,13 @@ def test_buffers_hold_the_largest_parameter():
         assert config["zero_optimization"]["offload_param"]["buffer_size"] == expected
 
 
+def test_buffers_leave_room_for_new_tokens(opt_model):
+    config = hub.load_config(str(opt_model))
+    grown = hub.empty_model(config, vocabulary=config.vocab_size + 3)
+    assert grown.get_input_embeddings().num_embeddings == config.vocab_size + 3
+    assert hub.empty_model(config, 5).get_input_embeddings().num_embeddings == config.vocab_size
+
+
 def has_async_io() -> bool:
     default = Path.home() / ".cache" / "torch_extensions"
     return any(Path(os.environ.get("TORCH_EXTENSIONS_DIR", default)).rglob("async_io.so"))

@@ -1,5 +1,6 @@
 """The one place that loads and saves reward models, from folders and from the hub alike."""
 
+import copy
 import filecmp
 import os
 import shutil
@@ -121,9 +122,16 @@ def load_model(
     return RewardModel(model), notes
 
 
-def empty_model(config: PreTrainedConfig) -> torch.nn.Module:
-    """The model with a scalar head, without memory for its weights (on the meta device)."""
+def empty_model(config: PreTrainedConfig, vocabulary: int = 0) -> torch.nn.Module:
+    """The model with a scalar head, without memory for its weights (on the meta device).
+
+    Args:
+        config: from `load_config`.
+        vocabulary: tokens of the tokenizer, for which `load_model` may enlarge the embeddings.
+    """
+    config = copy.deepcopy(config)
     config.num_labels = 1
+    config.vocab_size = max(config.vocab_size, vocabulary)
     with torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config)
 

@@ -160,7 +160,7 @@ def find_checkpoint(args, device: torch.device) -> Checkpoint | None:
         fault = _find_fault(folder, args.use_node_local_storage)
         if not distributed.max_over_ranks(int(fault is not None), device):
             distributed.log(f"going on from {folder}")
-            return _read(folder)
+            return _read(folder)[0]
         fault = fault or "another process finds a fault in its part"
         if wanted != "latest":
             raise InputError(
@@ -320,8 +320,7 @@ def _steps(root: Path) -> list[int]:
 def _find_fault(folder: Path, node_local: bool) -> str | None:
     """What is wrong with a training state, as far as this rank looks; None if nothing."""
     try:
-        _read(folder)
-        files = json.loads((folder / STATE).read_text(encoding="utf-8"))["files"]
+        _, files = _read(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{STATE}: {error}"
     for name, size in files.items():
@@ -342,10 +341,11 @@ def _find_fault(folder: Path, node_local: bool) -> str | None:
     return None
 
 
-def _read(folder: Path) -> Checkpoint:
+def _read(folder: Path) -> tuple[Checkpoint, dict[str, int]]:
+    """A training state, and the sizes of its files."""
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    del state["files"]
-    return Checkpoint(folder, Progress(**state.pop("progress")), **state)
+    files, progress = state.pop("files"), Progress(**state.pop("progress"))
+    return Checkpoint(folder, progress, **state), files
 
 
 def _write_latest(root: Path, name: str) -> None:

@@ -64,11 +64,12 @@ class RunLog:
         self.total_steps = total_steps
         self.monitor = monitor
         self.throughput = throughput
-        before = before or {"lines": [], "sums": 0, "seconds": 0.0, "seconds_before": 0.0}
+        start = {"lines": [], "sums": 0, "seconds": 0.0, "seconds_before": 0.0, "latest": None}
+        before = before or start
         self.lines: list[dict] = before["lines"]
         # Of the steps since the last line.
         self.sums = torch.tensor(before["sums"], dtype=torch.float64)
-        self.seconds, self.latest = before["seconds"], before.get("latest")
+        self.seconds, self.latest = before["seconds"], before["latest"]
         self.seconds_before = before["seconds_before"]
         self.bar = distributed.progress(initial=step, total=total_steps, desc="Training")
         if distributed.is_main():
