@@ -10,7 +10,8 @@
 import json
 import sys
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
+from pathlib import Path
 
 from utils.arguments import InputError
 from utils.training.arguments import parse_training_arguments
@@ -18,20 +19,22 @@ from utils.training.arguments import parse_training_arguments
 # A wrong flag is answered before the seconds that the imports below take.
 ARGS = parse_training_arguments() if __name__ == "__main__" else None
 
-import numpy as np
-import torch
 import transformers
 
 from utils import distributed
-from utils.data.batching import PlannedBatches, load_batches, make_collator
-from utils.data.sampling import Grouping, MicroBatch, evaluation_plan, padded_tokens, training_plan
-from utils.data.sources import load_training_data
+from utils.data.audit import audit_sides
+from utils.data.batching import PlannedBatches, make_collator
+from utils.data.sampling import MicroBatch
+from utils.data.sides import load_sides
 from utils.data.tokenization import (
     ComparisonTokenizer,
     TextSettings,
     check_num_padding_at_beginning,
     prepare_tokenizer,
+    set_chat_template,
 )
+from utils.data.training_data import choose, open_stream
+from utils.evaluation.audit_report import print_audit, write_audit
 from utils.evaluation.model_card import model_card
 from utils.model import hub
 from utils.model.adapters import add_lora, merge_lora, save_adapter
@@ -51,7 +54,11 @@ from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
 from utils.training.memory import print_estimate
 from utils.training.nvme import check_nvme, fit_buffers
-from utils.training.throughput import Throughput, parameter_size
+from utils.training.plan import plan_evaluation, plan_run, plan_stream
+from utils.training.throughput import Throughput, estimate_seconds, parameter_size
+
+# What an audit holds for.
+AUDITED = ("data_path", "eval_data_path", "model_name_or_path", "max_seq_len", "overlength")
 
 
 def main(args) -> None:
@@ -79,37 +86,41 @@ def main(args) -> None:
     checkpoint = find_checkpoint(args, device)
     progress = checkpoint.progress if checkpoint else Progress()
     encoder = prepare_text(args, config)
-    train_rows, eval_rows, counts = load_training_data(args, encoder)
     collator = partial(make_collator, encoder, args.batch_layout, args.pad_to_multiple_of)
     collate, eval_collate = collator(loss_inputs(args)), collator()
-    first_epoch, steps, eval_plan = make_plans(args, train_rows, eval_rows, progress)
-    total_steps = progress.step + len(steps)
-    counts["tokens_per_epoch"] = count_tokens(train_rows, first_epoch, device)
-    comparisons = len(train_rows)
-    run = run_identity(args, comparisons, counts["tokens_per_epoch"]["packed"])
-    mean = round(comparisons / len(first_epoch), 1)
-    batch_size = mean if args.max_tokens_per_micro_batch else run["batch"]
+    if args.streaming:
+        sources, weights, data = open_stream(args, encoder)
+        plan = plan_stream(args, sources, weights, collate, progress)
+    else:
+        sides = load_sides(args, encoder)
+        look_at_data(args, config, sides, device)
+        if args.audit_data:
+            return
+        data = choose(args, sides)
+        plan = plan_run(args, data, collate, progress, device)
+    data.counts.update(tokens_per_epoch=plan.tokens, comparisons_per_epoch=plan.epoch_size)
+    total_steps = progress.step + plan.steps
     if checkpoint:
-        checkpoint.check_run(**run)
+        checkpoint.check_run(plan.run, plan.step_size)
     if args.dry_run:
-        distributed.log(f"global batch: {batch_size:g} comparisons, {total_steps} steps in all")
-        show_plan(args, ds_config, encoder, train_rows, collate, counts)
+        distributed.log(f"global batch: {plan.batch_size:g} comparisons, {total_steps} steps")
+        show_plan(args, ds_config, encoder, data, collate)
         return
     state_folder = reshard(checkpoint, ds_config, args) if checkpoint else None
     engine = build_model_and_engine(args, config, encoder.tokenizer, ds_config, total_steps)
     if checkpoint:
         load_checkpoint(engine, checkpoint, state_folder)
     remove_foreign_states(args, checkpoint)
-    write_arguments(args, ds_config, counts, batch_size)
-    throughput = Throughput(engine.module, device, args.dtype, distributed.world_size())
+    write_arguments(args, ds_config, data.counts, plan.batch_size)
+    throughput = Throughput(engine.module.model, device, args.dtype, distributed.world_size())
     before = checkpoint.log if checkpoint else None
     log = RunLog(args, total_steps, engine.monitor, throughput, progress.step, before)
-    checks = ModelChecks(args, eval_rows, encoder, device)
-    save_model = partial(save, args, engine, encoder, counts, checks)
+    checks = ModelChecks(args, data.evaluation, encoder, device)
+    save_model = partial(save, args, engine, encoder, data.counts, checks)
     best = checkpoint.best_accuracy(args.output_dir) if checkpoint else -1.0
-    trainer = Trainer(args, engine, device, log, progress, comparisons, run, save_model, best)
-    batches = load_batches(train_rows, [batch for step in steps for batch in step], collate)
-    trainer.train(batches, load_batches(eval_rows, eval_plan, eval_collate))
+    run = {"run": plan.run, "batch": plan.step_size}
+    trainer = Trainer(args, engine, device, log, progress, plan.epoch_size, run, save_model, best)
+    trainer.train(plan.batches, *plan_evaluation(args, data, eval_collate))
     conclude(args, trainer, checks)
 
 
@@ -122,6 +133,8 @@ def prepare_text(args, config) -> ComparisonTokenizer:
             f"{longest} positions: give at most that"
         )
     tokenizer = hub.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
+    if args.chat_template:
+        set_chat_template(tokenizer, args.chat_template)
     end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token)
     for note in notes:
         distributed.log(note)
@@ -134,57 +147,25 @@ def prepare_text(args, config) -> ComparisonTokenizer:
     return ComparisonTokenizer(tokenizer, settings)
 
 
-def make_plans(args, train_rows, eval_rows, progress: Progress):
-    """This rank's micro-batches: the first epoch, all steps that are left, an evaluation."""
-    rank = distributed.rank()
-    group = partial(
-        Grouping.of,
-        layout=args.batch_layout,
-        world_size=distributed.world_size(),
-        max_tokens=args.max_tokens_per_micro_batch,
-    )
-    grouping = group(
-        train_rows,
-        batch_size=args.per_device_train_batch_size,
-        accumulation=args.gradient_accumulation_steps,
-    )
-    plan = cache(partial(training_plan, grouping, rank, args.seed))  # the first is asked for twice
-    steps = []
-    for epoch in range(progress.epoch, args.num_train_epochs):
-        steps += plan(epoch, progress.seen if epoch == progress.epoch else 0)
-    if args.max_steps:
-        steps = steps[: max(args.max_steps - progress.step, 0)]
-    grouping = group(eval_rows, batch_size=args.per_device_eval_batch_size)
-    return plan(0, 0), steps, evaluation_plan(grouping, rank, args.eval_iters)
-
-
-def count_tokens(rows, plan, device) -> dict[str, int]:
-    """Tokens of an epoch over all ranks, packed and with the same micro-batches padded."""
-    answers = np.asarray([len(numbers) for numbers in rows["answers"]])
-    padded = padded_tokens([m for step in plan for m in step], answers, np.asarray(rows["length"]))
-    padded = int(distributed.sum_over_ranks(torch.tensor([padded], device=device)))
-    packed = sum(rows["tokens"])
-    distributed.log(
-        f"an epoch has {packed:,} tokens packed; padded to the longest answer of each micro-batch "
-        f"{padded:,}, {padded / packed:.1f} times as many"
-    )
-    return {"packed": packed, "padded": padded}
-
-
-def run_identity(args, comparisons: int, tokens: int) -> dict:
-    """What a run must share with the training state that it goes on from, and its step's size."""
-    flags = ("only_optimize_lora", "center_rewards_coefficient")
-    flags += ("seed", "dtype", "zero_stage", "learning_rate", "weight_decay", "score_position")
-    flags += ("lora_dim", "lora_alpha", "lora_module_name", "lora_learning_rate")
-    flags += ("loss", "margin", "label", "label_smoothing", "tie_threshold", "sample_weights")
-    run = {f"--{name}": getattr(args, name) for name in flags}
-    run["--offload nvme"] = args.offload == "nvme"
-    run |= {"training comparisons": comparisons, "tokens in an epoch": tokens}
-    size = args.max_tokens_per_micro_batch or args.per_device_train_batch_size
-    return {
-        "run": run,
-        "batch": size * args.gradient_accumulation_steps * distributed.world_size(),
-    }
+def look_at_data(args, config, sides, device) -> None:
+    """Print what the data are like; with --audit_data write it; with --strict end if it is bad."""
+    serious = False
+    if distributed.is_main():
+        audit = audit_sides(sides.train, sides.evaluation, args.tie_threshold > 0)
+        model = hub.empty_model(config)
+        throughput = Throughput(model, device, args.dtype, distributed.world_size())
+        figures = audit.total("training")
+        tokens = figures.packed * args.num_train_epochs
+        seconds, how = estimate_seconds(throughput, tokens, figures.mean_length)
+        estimate = {"seconds": seconds, "how": how}
+        serious = any(finding.serious for finding in print_audit(audit, estimate))
+        if args.audit_data:
+            settings = {name: getattr(args, name) for name in AUDITED}
+            folder = Path(args.output_dir) / "audit"
+            write_audit(folder, audit, settings, estimate)
+            distributed.log(f"audit.md, rows.jsonl with every bad row and pictures are in {folder}")
+    if args.strict and distributed.from_main(serious):
+        raise SystemExit(3)
 
 
 def build_model_and_engine(args, config, tokenizer, ds_config, total_steps):
@@ -221,11 +202,12 @@ def build_model_and_engine(args, config, tokenizer, ds_config, total_steps):
     return build_engine(model, ds_config, args, total_steps)
 
 
-def show_plan(args, ds_config, encoder, rows, collate, counts) -> None:
-    """Print what a run would do, for --dry_run."""
-    parts = {"arguments": vars(args), "DeepSpeed": ds_config, "data": counts}
+def show_plan(args, ds_config, encoder, data, collate) -> None:
+    """Print what a run would do, for --dry_run; of a stream the batch is one to evaluate."""
+    parts = {"arguments": vars(args), "DeepSpeed": ds_config, "data": data.counts}
     for title, part in parts.items():
         distributed.log(f"{title}: {json.dumps(part, indent=2)}")
+    rows = data.train or data.evaluation
     batch = PlannedBatches(rows, [MicroBatch([0, 1], [1.0, 1.0])], collate)[0]
     distributed.log(
         f"one batch, {args.batch_layout}, {batch.attention_mask.sum()} tokens, pairs (better, "

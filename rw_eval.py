@@ -35,6 +35,7 @@ from utils.data.tokenization import (
     TextSettings,
     check_num_padding_at_beginning,
     prepare_tokenizer,
+    set_chat_template,
 )
 from utils.evaluation.benchmarks import BENCHMARKS
 from utils.evaluation.compare import compare, print_comparison, write_comparison
@@ -125,6 +126,8 @@ def compare_models(args) -> None:
 def load_encoder(args, config) -> ComparisonTokenizer:
     """The tokenizer with training's settings, where the command line does not override them."""
     tokenizer = hub.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
+    if args.chat_template:
+        set_chat_template(tokenizer, args.chat_template)
     end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token)
     saved = getattr(config, "reward_settings", None)
     if saved is None:
@@ -223,7 +226,7 @@ def open_streams(args) -> list[Stream]:
                 f"{benchmark.download}, and give its place in --data_path"
             )
         return open_benchmark(path, benchmark.split, benchmark.read, benchmark.files)
-    return [open_stream(path) for path in args.data_path or ()]
+    return [open_stream(path, args.format) for path in args.data_path or ()]
 
 
 def score_streams(args, scorer: Scorer, streams: list[Stream]) -> None:
@@ -253,7 +256,8 @@ def prepare_output_dir(args, scorer: Scorer, name: str) -> Path:
     """
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    flags = ("model_name_or_path", "data_path", "benchmark", "label", "dtype", "normalize")
+    flags = ("model_name_or_path", "data_path", "format", "benchmark", "label", "dtype")
+    flags += ("normalize", "chat_template")
     asked = {f"--{flag}": getattr(args, flag) for flag in flags}
     asked |= {"file": name, "text settings": asdict(scorer.encoder.settings)}
     note = folder / "evaluation_args.json"

@@ -28,7 +28,8 @@ from matplotlib.figure import Figure
 from benchmarks.contestants import explode
 from utils.data.batching import load_batches, make_collator
 from utils.data.sampling import Grouping, evaluation_plan
-from utils.data.sources import load_source
+from utils.data.sides import load_source
+from utils.data.sources import Source
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 from utils.evaluation.scoring import evaluate
 from utils.model.reward_model import RewardModel
@@ -124,7 +125,7 @@ def run_trl(args, start: Path, seed: int, folder: Path) -> list[dict]:
     end_token, _ = prepare_tokenizer(tokenizer, add_eot_token=False)
     encoder = ComparisonTokenizer(tokenizer, TextSettings(end_token, max_seq_len=512))
     train, test = (
-        load_source(path, encoder, str(folder.with_name("cache")))["train"].filter(
+        load_source(Source(path, "data"), encoder, str(folder.with_name("cache")))[0].filter(
             lambda dropped: not dropped, input_columns="dropped"
         )
         for path in (args.data_path, args.eval_data_path)

@@ -79,7 +79,7 @@ def run_layout(args, name: str, work: dict, pipe) -> None:
     engine.train()
     layout = PackedCollator if name == PACKED else PaddedCollator
     collate = layout(work["pad_token_id"])
-    throughput = Throughput(engine.module, device, args.dtype, 1)
+    throughput = Throughput(engine.module.model, device, args.dtype, 1)
 
     def step(number: int) -> dict:
         rows = batch_of(work["rows"], number, args.batch_size)

@@ -43,7 +43,8 @@ from benchmarks.contestants import (
     synchronize,
 )
 from utils.data.demo import write_demo
-from utils.data.sources import load_source
+from utils.data.sides import load_source
+from utils.data.sources import Source
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 
 
@@ -122,8 +123,8 @@ def prepare(args, folder: Path) -> dict:
     end_token, _ = prepare_tokenizer(tokenizer, add_eot_token=False)
     encoder = ComparisonTokenizer(tokenizer, TextSettings(end_token, args.max_seq_len))
     path = args.data_path or str(folder / "demo" / "data" / "train.jsonl")
-    rows = load_source(path, encoder, str(folder / "cache"))["train"]
-    kept = np.flatnonzero(np.asarray(rows["dropped"]) == "")
+    rows, _ = load_source(Source(path, "data"), encoder, str(folder / "cache"))
+    kept = np.flatnonzero(np.asarray(rows["dropped"][:]) == "")
     order = np.random.default_rng(0).permutation(kept)[: args.batch_size * args.rounds]
     return {
         "rows": rows.select(order).to_list(),

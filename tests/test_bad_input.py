@@ -34,13 +34,16 @@ PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 
 BAD_DATA = {
     "missing": (None, r"data\.jsonl: no such file or folder \(--data_path"),
-    "unreadable line": (PAIR + '{"prompt": "a"', r"data\.jsonl, line 2: .*one JSON object a line"),
+    "unreadable line": (
+        PAIR + '{"prompt": "a"',
+        r"1 of 2 rows malformed.*row 2: .*one JSON object a line.*--max_bad_rows",
+    ),
     "columns": (
         '{"text": "a", "label": 1}\n',
-        r"columns text, label\. Known layouts: .*prompt\+chos",
+        r"columns label, text\. Known layouts: .*prompt\+chos",
     ),
     "identical": (PAIR.replace('"b"', '"c"'), r"no usable .*1 dropped \(identical answers\)"),
-    "malformed": (PAIR.replace('"c"', "null"), r"malformed, first: row 1: answer 2 is None"),
+    "malformed": (PAIR.replace('"c"', "null"), r"1 of 1 rows malformed.*row 1: answer 2 is None"),
 }
 
 

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "data": {"arguments", "distributed"},
     "model": {"arguments", "distributed", "data.batching"},
     "evaluation": {"arguments", "distributed", "data"},
-    "training": {"arguments", "distributed", "data.batching", "model", "evaluation"},
+    "training": {"arguments", "distributed", "data", "model", "evaluation"},
 }
 FILES = sorted((ROOT / "utils").rglob("*.py"))
 

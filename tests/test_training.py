@@ -34,7 +34,7 @@ def plain_run(workspace):
 def slow_losses(workspace) -> list[float]:
     """Plain PyTorch: one answer at a time, AdamW, no DeepSpeed, no code of this project but the
     loading of the model (the head's weights) and the order of the data."""
-    from utils.data.sampling import Grouping, training_plan
+    from utils.data.sampling import Grouping, TrainingPlan
 
     folder = str(workspace / "model")
     tokenizer = hub.load_tokenizer(folder)
@@ -48,19 +48,18 @@ def slow_losses(workspace) -> list[float]:
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95))
     rows = [json.loads(line) for line in (workspace / "train.jsonl").read_text().splitlines()]
     sizes = torch.ones(len(rows)).int().numpy()  # the order inside a step does not matter
-    losses, step = [], 0
-    for epoch in range(EPOCHS):
-        for ((numbers, _),) in training_plan(Grouping(sizes, BATCH), 0, 1234, epoch):
-            loss = sum(comparison_loss(model, tokenizer, rows[n]) for n in numbers) / len(numbers)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            warm = step / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 2) / 8))
-            for group in optimizer.param_groups:
-                group["lr"] = RATE * warm
-            optimizer.step()
-            losses.append(loss.item())
-            step += 1
+    losses = []
+    plan = TrainingPlan(Grouping(sizes, BATCH), 0, 1234, range(EPOCHS))
+    for step, (numbers, _) in enumerate(plan):
+        loss = sum(comparison_loss(model, tokenizer, rows[n]) for n in numbers) / len(numbers)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        warm = step / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 2) / 8))
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * warm
+        optimizer.step()
+        losses.append(loss.item())
     return losses
 
 

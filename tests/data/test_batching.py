@@ -326,7 +326,7 @@ def test_packed_rows_of_a_tokenizer_have_the_tokens_that_it_counted(name, score_
     )
     batch = make_collator(encoder, "packed")(rows, [1.0] * len(rows))
     assert batch.attention_mask.sum() == batch.input_ids.numel() == sum(r["tokens"] for r in rows)
-    assert rows[0]["shared"] and rows[2]["truncated"]
+    assert rows[0]["shared"] and rows[2]["cut"]
     last = [ids[-1] for row in rows for ids in row["input_ids"]]
     assert batch.input_ids.flatten()[batch.end_index].tolist() == last
 

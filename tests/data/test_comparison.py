@@ -1,8 +1,19 @@
 import random
 
+import numpy as np
 import pytest
 
-from utils.data.comparison import Comparison, ranked_pairs, ranks_from_scores, tied_pairs
+from utils.data.comparison import (
+    LARGEST,
+    MAX_CHARACTERS,
+    MAX_DEPTH,
+    MAX_NAME,
+    Comparison,
+    ranked_pairs,
+    ranks_from_scores,
+    shorten,
+    tied_pairs,
+)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -81,7 +92,103 @@ def test_wrong_types_and_lengths_are_named(prompt, responses, ranks, message):
 
 @pytest.mark.parametrize("name", ["grades", "votes"])
 def test_a_number_belongs_to_each_answer(name):
-    assert getattr(Comparison("p", ("a", "b"), (0, 1), "s", **{name: (2.0, 1.0)}), name) == (2, 1)
+    assert getattr(Comparison("p", ("a", "b"), (0, 1), "s", **{name: (2.0, 1.0)}), name) == [2, 1]
     for wrong in ((), (1.0,), (1.0, 2.0, 3.0)):
         with pytest.raises(ValueError, match=f"2 answers but {len(wrong)} {name}"):
             Comparison("p", ("a", "b"), (0, 1), "s", **{name: wrong})
+
+
+def test_comparisons_are_equal_whatever_sequences_made_them():
+    lists = Comparison("p", ["a", "b"], [0, 1], "s", [1, 0], [2.0, 1.0])
+    assert lists == Comparison("p", ("a", "b"), (0, 1), "s", (1.0, 0.0), (2, 1))
+    assert lists != Comparison("p", ("a", "b"), (0, 1), "s", (1.0, 0.0))
+    assert lists != Comparison("p", ("a", "b"), (0, 1), "s", (1, 0), (2, 1), tools=[{}])
+
+
+def nested(depth):
+    value = "x"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+USER = {"role": "user", "content": "Q"}
+GOOD = {"prompt": [USER], "responses": ["a", "b"], "ranks": [0, 1], "source": "s"}
+LONGEST = "x" * MAX_CHARACTERS
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": LONGEST},
+        {"prompt": "\U0001f600 \u5b57 \n\t"},
+        {"responses": [LONGEST, "b"]},
+        {"responses": ["a", [CALL]]},
+        {"responses": ["a", [{**CALL, "tool_calls": nested(MAX_DEPTH - 1)}]]},
+        {"source": "x" * MAX_NAME},
+        {"grades": [LARGEST, -LARGEST]},
+        {"votes": [0, LARGEST]},
+        {"tools": [{"a": [None, True, 1, 0.5, {"b": "c"}]}]},
+        {"tools": [{"a": nested(MAX_DEPTH - 2)}]},
+        {"ranks": [-(2**31) + 1, 2**31 - 1]},
+    ],
+)
+def test_what_is_just_within_the_limits_passes(fields):
+    comparison = Comparison(**{**GOOD, **fields})
+    assert all(getattr(comparison, name) == value for name, value in fields.items())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": "ab\ud800"}, "prompt has a lone surrogate at character 3"),
+        ({"prompt": [{**USER, "content": "\udfff"}]}, "prompt has a lone surrogate"),
+        ({"prompt": [{**USER, "role": "\udfff"}]}, "prompt has a lone surrogate"),
+        ({"prompt": [{**USER, "role": 7}]}, "prompt has .*; expected messages with role"),
+        ({"prompt": [{**USER, "\ud800": "x"}]}, "a key in prompt has a lone surrogate"),
+        ({"prompt": [{**USER, 7: "x"}]}, "a key in prompt is 7; expected text"),
+        ({"responses": ["a", "b\0"]}, "answer 2 has a NUL byte at character 2"),
+        ({"responses": ["a", LONGEST + "x"]}, "answer 2 has 1000001 characters; expected at most"),
+        ({"prompt": [{**USER, "content": LONGEST}]}, "prompt has 1000015 characters"),
+        ({"prompt": [USER, {**USER, "content": LONGEST[:-25]}]}, "prompt has 1000006 characters"),
+        ({"prompt": [{**USER, "name": b"x"}]}, "prompt has b'x'; expected what JSON has"),
+        ({"prompt": [{**USER, "name": 1e300}]}, r"prompt has 1e\+300; expected a finite number"),
+        ({"prompt": [{**USER, "name": nested(MAX_DEPTH)}]}, "prompt is nested deeper than 32"),
+        ({"responses": ["a", [{**CALL, "x": nested(100_000)}]]}, "answer 2 is nested deeper"),
+        ({"tools": {}}, r"tools is {}; expected a list of JSON schemas"),
+        ({"tools": ["f"]}, "tools is .*; expected a list of JSON schemas"),
+        ({"tools": [{"a": nested(100_000)}]}, "tools is nested deeper than 32"),
+        ({"tools": [{"a": [0] * MAX_CHARACTERS}]}, "tools has 1000001 characters"),
+        ({"source": "x" * (MAX_NAME + 1)}, "source has 201 characters; expected at most 200"),
+        ({"source": "\ud800"}, "source has a lone surrogate"),
+        ({"source": None}, "source is None; expected text"),
+        ({"grades": [1, float("nan")]}, "grades has nan; expected a finite number"),
+        ({"grades": [1, "2"]}, "grades has '2'; expected a finite number"),
+        ({"votes": [1, True]}, "votes has True; expected a finite number"),
+        ({"votes": [1, 10**400]}, "votes has 1000.*; expected a finite number within"),
+        ({"weight": float("inf")}, "weight has inf; expected a finite number"),
+        ({"weight": 1.1 * LARGEST}, "weight has 1.1e.*; expected a finite number within"),
+        ({"ranks": [0, 2**31]}, "ranks has 2147483648; expected whole numbers of 32 bits"),
+        ({"ranks": [0, 1.5]}, "ranks has 1.5; expected whole numbers"),
+    ],
+)
+def test_what_would_harm_later_is_refused_by_name(fields, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Comparison(**{**GOOD, **fields})
+    assert len(str(caught.value)) < 200 and str(caught.value).isprintable()
+
+
+def test_grades_and_their_differences_are_finite_in_float32():
+    largest = np.float32(LARGEST)
+    assert np.isfinite([largest, largest + largest, -largest - largest]).all()
+    assert float(np.finfo(np.float32).max) < 4 * LARGEST
+
+
+@pytest.mark.parametrize(
+    "value",
+    [nested(100_000), "x" * 10**7, {str(i): "y" * 99 for i in range(99)}, 10**4000, b"\xff"],
+)
+def test_error_messages_stay_short(value):
+    assert 0 < len(shorten(value)) <= 60
+    assert shorten("a'b") == repr("a'b")

@@ -3,7 +3,8 @@ import random
 import pytest
 
 from utils.arguments import InputError
-from utils.data.formats import LAYOUTS, find_reader
+from utils.data.comparison import Comparison
+from utils.data.formats import LAYOUTS, OPTIONAL, find_reader
 
 NAN = float("nan")
 
@@ -120,10 +121,10 @@ def test_transcripts_are_cut_after_the_last_shared_marker(seed):
 def test_unknown_columns_are_named_with_the_known_ones():
     with pytest.raises(InputError) as caught:
         find_reader(["text", "label"], "some.csv")
-    known = [column for layout, _ in LAYOUTS for column in layout]
-    assert known
-    for name in ["some.csv", "text", "label", *known]:
-        assert name in str(caught.value)
+    for name, (columns, _) in LAYOUTS.items():
+        assert f"{name}: {'+'.join(columns)}" in str(caught.value)
+    for part in ("some.csv", "text", "label"):
+        assert part in str(caught.value)
 
 
 BAD = [
@@ -234,3 +235,73 @@ def test_malformed_optional_columns_are_value_errors(columns, message):
 def test_a_column_of_pairs_needs_two_answers(column):
     with pytest.raises(ValueError, match=f"{column} is for a pair, but there are 3 answers"):
         read(scored(["a", "b", "c"], ranks=[1, 2, 3], **{column: 1}))
+
+
+@pytest.mark.parametrize(
+    ("columns", "layout"),
+    [
+        (["prompt", "chosen", "rejected"], "pairs"),
+        (["conversations", "chosen", "rejected", "images"], "sharegpt"),
+        (["prompt", "responses", "votes"], "voted"),
+        (["prompt", "responses", "votes", "ranks"], "ranked"),
+        (["prompt", "responses", "votes", "scores"], "scored"),
+        (["prompt", "chosen", "rejected", *OPTIONAL], "pairs"),
+        (["prompt", "response_1", "response_2", "preference_strength", "split"], "helpsteer2"),
+    ],
+)
+def test_the_layout_with_all_columns_is_taken(columns, layout):
+    for ranked in (True, False):
+        assert find_reader(columns, "file", ranked).args == (layout,)
+
+
+def test_an_ambiguous_table_asks_for_the_format():
+    columns = ["prompt", "chosen", "rejected", "conversations"]
+    with pytest.raises(InputError) as caught:
+        find_reader(columns, "some.csv")
+    for part in ("some.csv", "fit the layouts pairs, sharegpt", "--format NAME"):
+        assert part in str(caught.value)
+    for name in ("pairs", "sharegpt", "transcripts"):
+        assert find_reader(columns, "some.csv", layout=name).args == (name,)
+    with pytest.raises(InputError, match="fit the layouts ranked, scored"):
+        find_reader(["prompt", "responses", "ranks", "scores"], "file")
+    with pytest.raises(InputError, match="fit the layouts answers, answer"):
+        find_reader(["prompt", "responses", "response"], "file", ranked=False)
+
+
+def test_a_format_needs_its_columns():
+    with pytest.raises(InputError) as caught:
+        find_reader(["prompt", "text"], "some.csv", layout="pairs")
+    for part in ("some.csv", "--format pairs", "chosen, rejected is not among prompt, text"):
+        assert part in str(caught.value)
+
+
+def test_answers_that_nobody_ranked_are_for_scoring_alone():
+    row = {"prompt": "Q", "responses": ["a", "b"], "response": "c"}
+    for layout, answers in (("answers", ["a", "b"]), ("answer", ["c"])):
+        with pytest.raises(InputError, match=f"--format {layout} does not say which answer"):
+            find_reader(list(row), "file", layout=layout)
+        reader = find_reader(list(row), "file", ranked=False, layout=layout)
+        assert reader(row, "s") == Comparison("Q", answers, [0] * len(answers), "s")
+    columns = ["prompt", "chosen", "rejected", "response"]
+    assert find_reader(columns, "file", ranked=False).args == ("pairs",)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"source": "x", "subset": "y"}, "x"),
+        ({"source": None, "subset": "y"}, "y"),
+        ({"source": ["x"], "subset": ""}, "s"),
+        ({"source": 7}, "s"),
+    ],
+)
+def test_columns_name_the_source(names, expected):
+    row = pair("Q", "a", "b", **names)
+    assert find_reader(list(row), "file")(row, "s").source == expected
+
+
+@pytest.mark.parametrize("name", ["x" * 201, "a\0", "\ud800"])
+def test_names_that_no_table_takes_are_refused(name):
+    row = pair("Q", "a", "b", subset=name)
+    with pytest.raises(ValueError, match="source has"):
+        find_reader(list(row), "file")(row, "s")

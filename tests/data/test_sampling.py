@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from utils.data.batching import PaddedCollator
-from utils.data.sampling import Grouping, evaluation_plan, padded_tokens, training_plan
+from utils.data.sampling import Grouping, Mixture, TrainingPlan, evaluation_plan, padded_tokens
 
 SHAPES = pytest.mark.parametrize(
     ("n", "batch_size", "accumulation", "world"),
@@ -26,9 +26,18 @@ def group(layout, n, batch_size, accumulation, world):
     return Grouping(make_sizes(n), batch_size, accumulation, world, **LAYOUTS[layout])
 
 
-def all_ranks(grouping, seed=1, epoch=0, start=0):
+def steps_of(plan):
+    """The micro-batches of a plan, those of a step together."""
+    batches, number = list(plan), plan.grouping.accumulation
+    steps = [batches[first : first + number] for first in range(0, len(batches), number)]
+    assert len(steps) == plan.steps and len(batches) == len(plan)
+    return steps
+
+
+def all_ranks(grouping, seed=1, epoch=0, start=0, mixture=None):
     ranks = range(grouping.world_size)
-    return [training_plan(grouping, rank, seed, epoch, start) for rank in ranks]
+    epochs = range(epoch, epoch + 1)
+    return [steps_of(TrainingPlan(grouping, rank, seed, epochs, start, mixture)) for rank in ranks]
 
 
 def in_order(plans):
@@ -304,3 +313,32 @@ def test_padded_tokens_are_those_of_the_padded_collator(layout, n, accumulation,
                 padded = PaddedCollator(0)([rows[row] for row in batch.rows], batch.weights)
                 expected += padded.input_ids.numel()
         assert padded_tokens(plan, answers, longest) == expected
+
+
+@EACH_LAYOUT
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_plan_of_several_epochs_is_theirs_one_after_the_other(layout, mixed):
+    grouping = group(layout, 50, 3, 2, 2)
+    mixture = Mixture([np.arange(20), np.arange(20, 50)], [1, 4]) if mixed else None
+    for epochs, start in [(range(4), 0), (range(2, 4), 12), (range(3, 3), 0)]:
+        plan = TrainingPlan(grouping, 1, 5, epochs, start, mixture)
+        parts = [
+            TrainingPlan(grouping, 1, 5, range(e, e + 1), start * (e == epochs[0]), mixture)
+            for e in epochs
+        ]
+        expected = [batch for part in parts for batch in part]
+        assert list(plan) == expected and plan.steps == sum(part.steps for part in parts)
+        backwards = [plan[number] for number in reversed(range(len(plan)))]
+        assert backwards[::-1] == expected
+        for number in (-1, len(plan)):
+            with pytest.raises(IndexError):
+                plan[number]
+
+
+def test_the_plan_of_all_rows_follows_one_shuffle():
+    """Another order would change every run that goes on from a training state."""
+    for seed, epoch in [(0, 0), (1234, 0), (1234, 7)]:
+        plan = TrainingPlan(Grouping(make_sizes(101), 1), 0, seed, range(epoch, epoch + 1))
+        order = np.random.default_rng([seed, epoch]).permutation(101)
+        assert [batch.rows for batch in plan] == [[row] for row in order]
+        assert plan.order(epoch).tolist() == order.tolist() and plan.epoch_size == 101

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from utils.data.batching import PaddedCollator
-from utils.evaluation.metrics import comparison_sums, summarize
+from utils.evaluation.metrics import SUMS, comparison_sums, summarize, summarize_sources
 
 
 def make_rows(generator, number):
@@ -84,3 +84,20 @@ def test_nothing_to_rank_is_not_a_number():
     assert math.isnan(summary["score_mean"])
     assert math.isnan(summary["score_std"])
     assert (summary["comparisons"], summary["pairs"]) == (0, 0)
+
+
+def test_sources_have_the_metrics_of_their_own_sums():
+    chance = torch.Generator().manual_seed(0)
+    parts = torch.rand(3, len(SUMS), generator=chance, dtype=torch.float64) * 100
+    parts[1] = 0  # a source without comparisons
+    sums = torch.cat([parts.sum(dim=0)[None], parts])
+    result = summarize_sources(sums, ["a", "b", "c"])
+    sources = result.pop("sources")
+    assert result == summarize(sums[0])
+    assert list(sources) == ["a", "c"]
+    for name, part in (("a", parts[0]), ("c", parts[2])):
+        whole = summarize(part)
+        assert set(sources[name]) == {"comparisons", "pairs", "accuracy", "loss", "margin"}
+        assert sources[name].items() <= whole.items()
+    assert summarize_sources(sums[:3], ["a", "b"]) == summarize(sums[0])
+    assert summarize_sources(sums[:1], []) == summarize(sums[0])

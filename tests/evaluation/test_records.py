@@ -80,13 +80,14 @@ def test_a_record_says_what_there_is_to_say(tmp_path):
         "dropped": "empty answer",
     }
     assert bad["dropped"] == "malformed"
-    assert bad["problem"] == "responses is str; expected a list"
+    assert bad["problem"].startswith("responses is text, but no JSON")
     counts = RowCounts()
     counts.add([full, empty])
     counts.add([bad])
     assert str(counts) == (
         "3 rows, 1 scored, 1 dropped (empty answer), 1 dropped (malformed), 1 answers left out "
-        "(empty or too long), first malformed: row 3: responses is str; expected a list"
+        "(empty or too long), first malformed: row 3: responses is text, but no JSON: "
+        "Expecting value: line 1 column 1 (char 0)"
     )
 
 

@@ -1,16 +1,21 @@
 import math
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tests.conftest import TEXTS, make_pairs
+from tests.evaluation.test_metrics import make_rows, slow_summary
+from utils import distributed
 from utils.arguments import InputError
-from utils.data.batching import PaddedCollator, make_collator
+from utils.data.batching import PaddedCollator, load_batches, make_collator
 from utils.data.comparison import Comparison
+from utils.data.sampling import Grouping, evaluation_plan
 from utils.data.tokenization import ComparisonTokenizer, TextSettings
-from utils.evaluation.metrics import comparison_sums, summarize
-from utils.evaluation.scoring import Scorer, evaluate, score_batches
+from utils.evaluation.metrics import SOURCE_METRICS, comparison_sums, summarize
+from utils.evaluation.scoring import Scorer, Sources, evaluate, score_batches
 from utils.model import hub
 
 
@@ -55,6 +60,84 @@ def test_evaluation_adds_its_batches(batches):
     sums = sum(comparison_sums(b.input_ids.float().mean(dim=1), b).sum(dim=0) for b in batches)
     assert result == summarize(sums)
     assert result["pairs"] == 6
+
+
+def make_sources(number, names):
+    """Comparisons with four ids an answer; those of the last name are all tied."""
+    rows = make_rows(torch.Generator().manual_seed(number), number)
+    chosen = np.random.default_rng(number).choice(names, number).tolist()
+    chosen[:2] = names[:2]
+    for row, name in zip(rows, chosen, strict=True):
+        row["source"] = name
+        if name == names[-1]:
+            row["ranks"] = [1] * len(row["ranks"])
+        elif len(set(row["ranks"])) == 1:
+            row["ranks"][0] += 1
+    return rows
+
+
+def evaluate_rank(rows, rank, world, max_batches=0):
+    sizes = np.arange(len(rows)) + 4
+    plan = evaluation_plan(Grouping(sizes, 3, world_size=world), rank, max_batches)
+    rows = datasets.Dataset.from_list(rows)
+    sources = Sources.of(plan, rows["source"][:])
+    batches = load_batches(rows, plan, PaddedCollator(1))
+    return plan, evaluate(Noisy(), batches, torch.device("cpu"), sources=sources)
+
+
+def slow_sources(rows):
+    """A loop over the comparisons of each source."""
+    results = {}
+    for name in {row["source"] for row in rows}:
+        own = [row for row in rows if row["source"] == name and len(set(row["ranks"])) > 1]
+        scores = [sum(ids) / len(ids) for row in own for ids in row["input_ids"]]
+        if own:
+            summary = slow_summary(own, scores, [1.0] * len(own))
+            results[name] = pytest.approx({metric: summary[metric] for metric in SOURCE_METRICS})
+    return results
+
+
+@pytest.mark.parametrize(("number", "world"), [(2, 1), (31, 1), (31, 2), (20, 3), (2, 4)])
+def test_sources_of_an_evaluation_are_those_of_a_slow_loop(monkeypatch, number, world):
+    """With several ranks, the sums of those before are added as the all-reduce would."""
+    rows = make_sources(number, ["web", "books", "b/c d", "tied"])
+    calls = []
+
+    def sum_over_ranks(values):
+        calls.append(values)
+        return sum(calls)
+
+    monkeypatch.setattr(distributed, "sum_over_ranks", sum_over_ranks)
+    evaluated = [evaluate_rank(rows, rank, world) for rank in range(world)]
+    stand_ins = [batch for plan, _ in evaluated for batch in plan if 0 in batch.weights]
+    assert (len(stand_ins) > 0) is (world > 1)
+    assert len(calls) == world  # one all-reduce an evaluation
+    result = evaluated[-1][1]
+    assert result["sources"] == slow_sources(rows)
+    assert "tied" not in result["sources"]
+    for count in ("comparisons", "pairs"):
+        assert result[count] == sum(part[count] for part in result["sources"].values())
+    parts = result["sources"].values()
+    right = sum(part["accuracy"] * part["pairs"] for part in parts)
+    assert result["accuracy"] == pytest.approx(right / result["pairs"])
+
+
+def test_sources_of_a_sample_are_those_of_its_rows():
+    rows = make_sources(40, ["a", "b", "c", "tied"])
+    plan, result = evaluate_rank(rows, 0, 1, max_batches=2)
+    assert result["sources"] == slow_sources([rows[row] for batch in plan for row in batch.rows])
+
+
+def test_one_source_needs_no_table():
+    rows = make_sources(9, ["a", "a", "tied"])
+    plain = [row for row in rows if row["source"] == "a"]
+    for own in (rows, plain):
+        _, result = evaluate_rank(own, 0, 1)
+        assert "sources" not in result
+    # Nor do sources change anything else.
+    plan = evaluation_plan(Grouping(np.arange(len(plain)) + 4, 3))
+    batches = load_batches(datasets.Dataset.from_list(plain), plan, PaddedCollator(1))
+    assert result == evaluate(Noisy(), batches, torch.device("cpu"))
 
 
 class Small:

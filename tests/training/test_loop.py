@@ -17,7 +17,8 @@ from transformers import AutoModelForSequenceClassification, OPTConfig, set_seed
 
 from tests.killing import is_killed
 from utils.data.batching import PaddedCollator, load_batches
-from utils.data.sampling import Grouping, evaluation_plan, training_plan
+from utils.data.sampling import Grouping, Mixture, TrainingPlan, evaluation_plan
+from utils.evaluation.scoring import Sources
 from utils.model.reward_model import RewardModel
 from utils.training.arguments import parse_training_arguments
 from utils.training.checkpoint import Progress, find_checkpoint
@@ -132,6 +133,8 @@ def make_rows(number):
 
 
 TRAIN, EVAL = make_rows(10), make_rows(4)  # 3 steps a pass, over 4, 4 and 2 comparisons
+SOURCES = ["b", "a", "b", "b"]  # of EVAL
+AGAIN = ["--resume_from_checkpoint", "latest"]
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +145,7 @@ def signal_handlers():
         signal.signal(number, handler)
 
 
-def train(folder, engine, *words, eval_batch=4):
+def train(folder, engine, *words, eval_batch=4, mixture=None):
     """Train two passes as main.py does, or what is left of them."""
     common = ["--model_name_or_path", "m", "--output_dir", str(folder), "--num_train_epochs", "2"]
     args = parse_training_arguments([*common, *map(str, words)])
@@ -153,18 +156,14 @@ def train(folder, engine, *words, eval_batch=4):
         engine.load(checkpoint.folder)
     folder.mkdir(exist_ok=True)
     group = Grouping.of(TRAIN, "padded", 2, accumulation=ACCUMULATION)
-    steps = []
-    for epoch in range(progress.epoch, 2):
-        start = progress.seen if epoch == progress.epoch else 0
-        steps += training_plan(group, 0, args.seed, epoch, start)
-    if args.max_steps:
-        steps = steps[: args.max_steps - progress.step]
-    plan = evaluation_plan(Grouping.of(EVAL, "padded", eval_batch))
+    plan = TrainingPlan(group, 0, args.seed, range(progress.epoch, 2), progress.seen, mixture)
+    total_steps = progress.step + plan.steps
+    eval_plan = evaluation_plan(Grouping.of(EVAL, "padded", eval_batch))
     log = RunLog(
         args,
-        progress.step + len(steps),
+        min(total_steps, args.max_steps or total_steps),
         SimpleNamespace(write_events=lambda events: None, comet_monitor=None),
-        Throughput(engine, CPU, "fp32", 1),
+        Throughput(engine.model, CPU, "fp32", 1),
         progress.step,
         checkpoint and checkpoint.log,
     )
@@ -175,10 +174,11 @@ def train(folder, engine, *words, eval_batch=4):
 
     run = {"run": {}, "batch": 4}
     best = checkpoint.best_accuracy(str(folder)) if checkpoint else -1.0
-    trainer = Trainer(args, engine, CPU, log, progress, len(TRAIN), run, save_model, best)
+    trainer = Trainer(args, engine, CPU, log, progress, plan.epoch_size, run, save_model, best)
     collate = PaddedCollator(1, inputs=loss_inputs(args))
-    batches = load_batches(TRAIN, [batch for step in steps for batch in step], collate)
-    trainer.train(batches, load_batches(EVAL, plan, PaddedCollator(1)))
+    batches = load_batches(TRAIN, plan, collate)
+    eval_batches = load_batches(EVAL, eval_plan, PaddedCollator(1))
+    trainer.train(batches, eval_batches, Sources.of(eval_plan, SOURCES))
     return trainer
 
 
@@ -210,6 +210,9 @@ def test_evaluations_at_the_start_each_interval_and_the_end_of_passes_and_run(
     assert evaluations(tmp_path) == steps
     lines = read_lines(tmp_path)
     assert trainer.result["loss"] == lines[-1]["eval_loss"]
+    assert trainer.result["sources"] == lines[-1]["eval_sources"]
+    counts = {name: part["comparisons"] for name, part in lines[-1]["eval_sources"].items()}
+    assert counts == {"a": 1, "b": 3}
     assert [(ln["step"], ln["epoch"]) for ln in lines if "loss" in ln] == [
         (step, [0.4, 0.8, 1, 1.4, 1.8, 2][step - 1]) for step in range(1, steps[-1] + 1)
     ]
@@ -270,6 +273,18 @@ def test_a_resumed_run_writes_the_same_metrics(tmp_path, fail):
         assert all(torch.equal(a, b) for a, b in weights)
 
 
+@pytest.mark.parametrize("fail_at", [3, 6, 8, 11])
+def test_a_run_over_mixed_sources_goes_on_exactly(tmp_path, fail_at):
+    mixture = Mixture([np.arange(3), np.arange(3, 10)], [0.5, 0.5])  # 6 rows, 2 steps a pass
+    train(tmp_path / "whole", Engine(), mixture=mixture)
+    expected = read_lines(tmp_path / "whole")
+    assert [ln["epoch"] for ln in expected if "loss" in ln] == pytest.approx([2 / 3, 1, 5 / 3, 2])
+    with pytest.raises(SystemExit):
+        train(tmp_path / "cut", Engine(fail_at), mixture=mixture)
+    train(tmp_path / "cut", Engine(), *AGAIN, mixture=mixture)
+    assert read_lines(tmp_path / "cut") == expected
+
+
 def test_a_run_cut_twice_keeps_its_best_model(tmp_path):
     script = [1, 3, 2, 4, 3, 4, 0]
     words = ["--eval_interval", 1, "--save_best"]
@@ -301,9 +316,6 @@ def test_the_best_model_counts_only_where_it_is(tmp_path):
         state = first / "checkpoints" / "step_2"
         train(folder, engine, *words, "--resume_from_checkpoint", state)
         assert [step for step, _ in engine.models] == ([2, 3] if elsewhere else [])
-
-
-AGAIN = ["--resume_from_checkpoint", "latest"]
 
 
 def test_a_signal_before_the_first_step_and_a_kill_keep_the_state(tmp_path, monkeypatch):

@@ -35,12 +35,12 @@ def test_flops_are_those_that_pytorch_counts(frozen):
         ids = torch.full((2, LENGTH), 7)
         # Eager attention computes the whole square.
         model.model.model(ids, use_cache=False).last_hidden_state.sum().backward()
-    ours = Throughput(model, CPU, "fp32", 1).flops(2 * LENGTH, 2 * LENGTH * LENGTH)
+    ours = Throughput(model.model, CPU, "fp32", 1).flops(2 * LENGTH, 2 * LENGTH * LENGTH)
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.02)  # biases, norms, the head
 
 
 def test_rates_are_shares_and_counts_by_time():
-    throughput = Throughput(make_model(), CPU, "fp32", 1)
+    throughput = Throughput(make_model().model, CPU, "fp32", 1)
     work = torch.tensor([600.0, 800.0, 1000.0, 5000.0])
     rates = throughput.rates(12, work, 4.0)
     peak = rates.pop("peak_memory_gib")
@@ -70,5 +70,5 @@ def test_rates_are_shares_and_counts_by_time():
 )
 def test_peak_of_known_devices_and_their_number(monkeypatch, name, dtype, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    found = Throughput(make_model(), torch.device("cuda"), dtype, 4).peak
+    found = Throughput(make_model().model, torch.device("cuda"), dtype, 4).peak
     assert found == (peak and 4 * peak)

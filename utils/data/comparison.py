@@ -1,11 +1,20 @@
 """The record that every data source becomes: a prompt and two or more ranked answers."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-Message = dict  # {"role": str, "content": str}
+MAX_CHARACTERS = 1_000_000  # of a prompt, an answer or the tools
+MAX_ANSWERS = 1000  # all pairs of them are looked at
+MAX_NAME = 200  # characters of a source
+MAX_DEPTH = 32  # of lists and dicts in a message or in the tools
+LARGEST = 1e38  # float32 holds it, and the sum and the difference of two
+LARGEST_RANK = 2**31 - 1
+
+# {"role": str, "content": str}, and in some "name", "tool_call_id": str, "tool_calls": list[dict].
+Message = dict
 
 
 @dataclass(frozen=True)
@@ -21,9 +30,11 @@ class Comparison:
         votes: K numbers of annotators, or shares of them, that prefer each answer: the i-th beats
             the j-th with the probability votes[i] / (votes[i] + votes[j]). None: nobody counted.
         weight: factor of the comparison in the loss; None: not given.
+        tools: JSON schemas of the functions that the answers may call, for the chat template.
 
     Raises:
-        ValueError: a field has the wrong type or length; the message says which.
+        ValueError: a field has the wrong type or length, text that is no Unicode or beyond the
+            limits above, or a number that float32 does not hold; the message says which.
     """
 
     prompt: str | list[Message]
@@ -33,20 +44,90 @@ class Comparison:
     grades: Sequence[float] | None = None
     votes: Sequence[float] | None = None
     weight: float | None = None
+    tools: list[dict] | None = None
 
     def __post_init__(self):
-        _check_text("prompt", self.prompt)
+        # Two comparisons are equal whatever kind of sequence they were made of.
+        for name in ("responses", "ranks", "grades", "votes"):
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, list(values))
+        self._check_texts()
+        self._check_numbers()
+
+    def _check_texts(self) -> None:
+        check_text("source", self.source, MAX_NAME)
+        _check_text_or_messages("prompt", self.prompt)
         if not self.responses:
             raise ValueError("no answers")
+        if len(self.responses) > MAX_ANSWERS:
+            raise ValueError(f"{len(self.responses):,} answers; expected at most {MAX_ANSWERS:,}")
         for number, response in enumerate(self.responses, 1):
-            _check_text(f"answer {number}", response)
+            _check_text_or_messages(f"answer {number}", response)
             if isinstance(self.prompt, str) and not isinstance(response, str):
                 raise ValueError(f"answer {number} is a list of messages, but the prompt is text")
+        if self.tools is not None:
+            if not isinstance(self.tools, list) or not all(isinstance(t, dict) for t in self.tools):
+                raise ValueError(f"tools is {shorten(self.tools)}; expected a list of JSON schemas")
+            _check_size("tools", _check_json("tools", self.tools))
+
+    def _check_numbers(self) -> None:
         if len(self.ranks) != len(self.responses):
             raise ValueError(f"{len(self.responses)} answers but {len(self.ranks)} ranks or scores")
+        for rank in self.ranks:
+            if not isinstance(rank, int) or not -LARGEST_RANK <= rank <= LARGEST_RANK:
+                raise ValueError(f"ranks has {shorten(rank)}; expected whole numbers of 32 bits")
         for name, values in (("grades", self.grades), ("votes", self.votes)):
-            if values is not None and len(values) != len(self.responses):
+            if values is None:
+                continue
+            if len(values) != len(self.responses):
                 raise ValueError(f"{len(self.responses)} answers but {len(values)} {name}")
+            for value in values:
+                check_number(name, value)
+        if self.weight is not None:
+            check_number("weight", self.weight)
+
+
+def check_text(name: str, value, limit: int = MAX_CHARACTERS) -> None:
+    """Check a text.
+
+    Raises:
+        ValueError: `value` is no text, longer than `limit` characters, or has a NUL byte or a lone
+            surrogate, which UTF-8 cannot write.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {shorten(value)}; expected text")
+    _check_size(name, len(value), limit)
+    if "\0" in value:
+        raise ValueError(f"{name} has a NUL byte at character {value.index(chr(0)) + 1}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            message = f"{name} has a lone surrogate at character {error.start + 1}"
+            raise ValueError(message) from None
+
+
+def check_number(name: str, value, least: float = -LARGEST, most: float = LARGEST):
+    """A finite number that float32 holds, as it is.
+
+    Raises:
+        ValueError: it is none, or not between `least` and `most`.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} has {shorten(value)}; expected a finite number")
+    if not -LARGEST <= value <= LARGEST:  # NaN is in no range
+        raise ValueError(f"{name} has {shorten(value)}; expected a finite number within ±1e38")
+    if value < least:
+        raise ValueError(f"{name} has {shorten(value)}; expected at least {least}")
+    if value > most:
+        raise ValueError(f"{name} has {shorten(value)}; expected at most {most}")
+    return value
+
+
+def shorten(value) -> str:
+    """What `value` is, for error messages: at most 60 characters, whatever its size or depth."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def ranked_pairs(ranks: Sequence[int], answers: Sequence[Sequence[int]]) -> np.ndarray:
@@ -78,8 +159,8 @@ def tied_pairs(ranks: Sequence[int], answers: Sequence[Sequence[int]]) -> np.nda
 
 def ranks_from_scores(scores: Sequence[float]) -> list[int]:
     """Dense ranks of scores: the highest gets 0, equal scores get equal ranks."""
-    order = sorted(set(scores), reverse=True)
-    return [order.index(score) for score in scores]
+    order = {score: rank for rank, score in enumerate(sorted(set(scores), reverse=True))}
+    return [order[score] for score in scores]
 
 
 def common_prefix_length(sequences: Sequence[list[int]]) -> int:
@@ -101,11 +182,12 @@ def _different(answers: Sequence[Sequence[int]]) -> np.ndarray:
     return identity[:, None] != identity[None, :]
 
 
-def _check_text(name: str, value) -> None:
+def _check_text_or_messages(name: str, value) -> None:
     if isinstance(value, str):
+        check_text(name, value)
         return
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{name} is {_shorten(value)}; expected text or a list of messages")
+        raise ValueError(f"{name} is {shorten(value)}; expected text or a list of messages")
     for message in value:
         if not (
             isinstance(message, dict)
@@ -113,10 +195,37 @@ def _check_text(name: str, value) -> None:
             and isinstance(message.get("content"), str)
         ):
             raise ValueError(
-                f"{name} has {_shorten(message)}; expected messages with role and content"
+                f"{name} has {shorten(message)}; expected messages with role and content"
             )
+    _check_size(name, sum(_check_json(name, message) for message in value))
 
 
-def _shorten(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _check_json(name: str, value, depth: int = 0) -> int:
+    """How many characters and other values are in a JSON value that is checked all through."""
+    if isinstance(value, str):
+        check_text(name, value)
+        return len(value)
+    if value is None or isinstance(value, bool):
+        return 1
+    if isinstance(value, (int, float)):
+        check_number(name, value)
+        return 1
+    if not isinstance(value, (list, dict)):
+        raise ValueError(f"{name} has {shorten(value)}; expected what JSON has")
+    if depth == MAX_DEPTH:
+        raise ValueError(f"{name} is nested deeper than {MAX_DEPTH}")
+    if isinstance(value, list):
+        return sum(_check_json(name, part, depth + 1) for part in value)
+    for key in value:
+        check_text(f"a key in {name}", key)
+    return sum(len(key) + _check_json(name, part, depth + 1) for key, part in value.items())
+
+
+def _check_size(name: str, size: int, limit: int = MAX_CHARACTERS) -> None:
+    if size > limit:
+        raise ValueError(f"{name} has {size} characters; expected at most {limit}")
+
+
+# repr alone would recurse as deep as the value is nested.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 60, 60

@@ -1,7 +1,10 @@
 """Which comparisons each rank runs in each micro-batch: deterministic from seed and epoch."""
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +55,7 @@ class Grouping:
     def of(cls, rows, layout: str, batch_size: int, **others) -> "Grouping":
         """For tokenised comparisons (ComparisonTokenizer.rows) in a layout, packed or padded."""
         packed = layout == "packed"
-        sizes = np.asarray(rows["tokens" if packed else "length"])
+        sizes = np.asarray(rows["tokens" if packed else "length"][:])  # [:]: not row by row
         return cls(sizes, batch_size, packed=packed, **others)
 
     def __post_init__(self):
@@ -68,51 +71,151 @@ class Grouping:
             )
 
 
-def training_plan(
-    grouping: Grouping, rank: int, seed: int, epoch: int, start: int = 0
-) -> list[list[MicroBatch]]:
-    """One epoch, or its rest: every row once, in global batches that a shuffle fixes.
+@dataclass(frozen=True)
+class Mixture:
+    """Sources of which an epoch draws shares instead of every row.
 
+    An epoch is as long as it can be without drawing a row twice. Of a source that is too large for
+    that, the epochs go through a permutation, one stretch after the other, until every row was
+    drawn; then through another one.
+
+    Attributes:
+        parts: int64 arrays, the row numbers of each source.
+        weights: the share of each source in an epoch; their sum does not matter.
+
+    Raises:
+        ValueError: a weight is not a positive number, or a source has no rows.
+    """
+
+    parts: Sequence[np.ndarray]
+    weights: Sequence[float]
+
+    def __post_init__(self):
+        if len(self.parts) != len(self.weights) or not all(map(len, self.parts)):
+            raise ValueError(f"{len(self.weights)} weights, rows: {[*map(len, self.parts)]}")
+        if not all(0 < weight < float("inf") for weight in self.weights):
+            raise ValueError(f"weights must be positive numbers, not {self.weights}")
+
+    @property
+    def shares(self) -> list[Fraction]:
+        """The weights, of sum 1; exact in decimals, so that 0.7 of 10 rows are 7."""
+        weights = [Fraction(str(float(weight))) for weight in self.weights]
+        return [weight / sum(weights) for weight in weights]
+
+    @property
+    def epoch_size(self) -> int:
+        """Rows of an epoch."""
+        sources = zip(self.parts, self.shares, strict=True)
+        return min(int(len(rows) / share) for rows, share in sources)
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each source in an epoch: rounded so that they add up (largest remainders)."""
+        quotas = [self.epoch_size * share for share in self.shares]
+        counts = [int(quota) for quota in quotas]
+        by_remainder = sorted(range(len(quotas)), key=lambda i: counts[i] - quotas[i])
+        for source in by_remainder[: self.epoch_size - sum(counts)]:
+            counts[source] += 1
+        return counts
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """The rows of an epoch in a random order, as int64 [epoch_size]."""
+        drawn = [
+            _stretch(rows, count, epoch, (seed, source))
+            for source, (rows, count) in enumerate(zip(self.parts, self.counts, strict=True))
+        ]
+        return np.random.default_rng([seed, epoch]).permutation(np.concatenate(drawn))
+
+
+class TrainingPlan(Sequence):
+    """The micro-batches of a rank, from where a run stands to its end, each made when asked for.
+
+    An epoch is every row once, or what a mixture draws, in global batches that a shuffle fixes.
     The weights make the sum of weighted losses, averaged over ranks and micro-batches (as
     DeepSpeed averages gradients), the mean over the rows of the global batch, also in the last,
     smaller one. Which rows form a global batch depends on the number of its micro-batches alone,
     not on the number of ranks.
 
+    Attributes:
+        epoch_size: rows of an epoch.
+        steps: number of steps; each has `accumulation` micro-batches of the plan.
+
     Args:
         grouping: how rows are put together.
         rank: the rank that the plan is for.
         seed: of the shuffle.
-        epoch: number of the epoch, counted from 0; each has its own order.
-        start: rows of this order that have trained already. After whole global batches, the rest
-            does not depend on how often a run was cut.
-
-    Returns:
-        For each step its `accumulation` micro-batches.
+        epochs: numbers of the epochs, counted from 0; each has its own order.
+        start: rows of the first one's order that have trained already. After whole global
+            batches, the rest does not depend on how often a run was cut.
+        mixture: what an epoch draws; None: every row.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(grouping.sizes))[start:]
-    number = grouping.accumulation * grouping.world_size  # of micro-batches in a step
-    if grouping.max_tokens:
-        filled = list(_fill(order, grouping))
-        steps = [filled[start : start + number] for start in range(0, len(filled), number)]
-    else:
-        size = grouping.batch_size * number
-        steps = [
-            _deal(order[start : start + size], number, grouping)
-            for start in range(0, len(order), size)
-        ]
-    return [
-        _micro_batches(step, number, number / sum(map(len, step)), grouping)[
-            rank :: grouping.world_size
-        ]
-        for step in steps
-    ]
+
+    def __init__(
+        self,
+        grouping: Grouping,
+        rank: int,
+        seed: int,
+        epochs: range,
+        start: int = 0,
+        mixture: Mixture | None = None,
+    ):
+        self.grouping, self.rank, self.seed = grouping, rank, seed
+        self.epochs, self.start, self.mixture = epochs, start, mixture
+        self.epoch_size = mixture.epoch_size if mixture else len(grouping.sizes)
+        self._number = grouping.accumulation * grouping.world_size  # of micro-batches in a step
+        self._latest_epoch = lru_cache(maxsize=1)(self._units)
+        self._latest_step = lru_cache(maxsize=1)(self._make_step)
+        # After how many steps each epoch ends.
+        self._ends = np.cumsum([0, *map(self._count_steps, epochs)])
+        self.steps = int(self._ends[-1])
+
+    def __len__(self) -> int:
+        return self.steps * self.grouping.accumulation
+
+    def __getitem__(self, number: int) -> MicroBatch:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        step, place = divmod(number, self.grouping.accumulation)
+        return self._latest_step(step)[place]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch in the order of the shuffle, as int64 [epoch_size]."""
+        if self.mixture:
+            return self.mixture.order(self.seed, epoch)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.epoch_size)
+
+    def _units(self, epoch: int) -> Sequence:
+        """What is cut into the steps of an epoch: rows, or with `max_tokens` micro-batches."""
+        order = self.order(epoch)[self._first(epoch) :]
+        return list(_fill(order, self.grouping)) if self.grouping.max_tokens else order
+
+    def _first(self, epoch: int) -> int:
+        return self.start if epoch == self.epochs[0] else 0
+
+    @property
+    def _units_in_step(self) -> int:
+        return self._number * (1 if self.grouping.max_tokens else self.grouping.batch_size)
+
+    def _count_steps(self, epoch: int) -> int:
+        by_tokens = self.grouping.max_tokens
+        units = len(self._units(epoch)) if by_tokens else self.epoch_size - self._first(epoch)
+        return -(-units // self._units_in_step)
+
+    def _make_step(self, step: int) -> list[MicroBatch]:
+        place = int(np.searchsorted(self._ends, step, side="right")) - 1
+        start = (step - int(self._ends[place])) * self._units_in_step
+        units = self._latest_epoch(self.epochs[place])[start : start + self._units_in_step]
+        by_tokens = self.grouping.max_tokens
+        batches = units if by_tokens else _deal(units, self._number, self.grouping)
+        weight = self._number / sum(map(len, batches))
+        return _micro_batches(batches, self._number, weight, self.grouping, self.rank)
 
 
 def evaluation_plan(grouping: Grouping, rank: int = 0, max_batches: int = 0) -> list[MicroBatch]:
     """One pass for evaluation: every row once, with weight 1.
 
     Args:
-        grouping, rank: as in `training_plan`.
+        grouping, rank: as of TrainingPlan.
         max_batches: batches on each rank, of a fixed random sample of the rows; 0: all rows.
     """
     rows = np.argsort(grouping.sizes, kind="stable")
@@ -125,10 +228,10 @@ def evaluation_plan(grouping: Grouping, rank: int = 0, max_batches: int = 0) -> 
         rows = rows[: limit * grouping.batch_size or None]
         batches = _deal(rows, -(-len(rows) // grouping.batch_size), grouping)
     number = -(-len(batches) // grouping.world_size) * grouping.world_size
-    return _micro_batches(batches, number, 1.0, grouping)[rank :: grouping.world_size]
+    return _micro_batches(batches, number, 1.0, grouping, rank)
 
 
-def padded_tokens(plan: list[MicroBatch], answers: np.ndarray, lengths: np.ndarray) -> int:
+def padded_tokens(plan: Sequence[MicroBatch], answers: np.ndarray, lengths: np.ndarray) -> int:
     """Tokens of a plan if each micro-batch were padded to its longest sequence.
 
     Args:
@@ -141,6 +244,18 @@ def padded_tokens(plan: list[MicroBatch], answers: np.ndarray, lengths: np.ndarr
         for rows, weights in plan
         if weights[0]  # not what only stands in
     )
+
+
+def _stretch(rows: np.ndarray, count: int, epoch: int, key: tuple[int, int]) -> np.ndarray:
+    """`count` of the rows: the next ones of a permutation that several epochs go through."""
+    if not count:
+        return rows[:0]
+    seed, source = key
+    turn, place = divmod(epoch, -(-len(rows) // count))
+    # NumPy takes [a, b] and [a, b, 0] for the same seed, and [seed, epoch] has its use.
+    permuted = np.random.default_rng([seed, turn, source + 1]).permutation(rows)
+    start = min(place * count, len(rows) - count)  # the last stretch is as long as the others
+    return permuted[start : start + count]
 
 
 def _fill(rows: np.ndarray, grouping: Grouping):
@@ -161,17 +276,26 @@ def _deal(rows: np.ndarray, number: int, grouping: Grouping) -> list[np.ndarray]
         return np.array_split(rows, number)
     # The longest row that is left goes to the micro-batch with the fewest tokens.
     batches: list[list[int]] = [[] for _ in range(number)]
-    loads = [(0, place) for place in range(number)]
-    for row in rows[::-1]:
-        load, place = heapq.heappop(loads)
+    loads = [(0, place) for place in range(number)]  # a heap
+    rows = rows[::-1]
+    for row, size in zip(rows.tolist(), grouping.sizes[rows].tolist(), strict=True):
+        load, place = loads[0]
         batches[place].append(row)
         if len(batches[place]) < grouping.batch_size:
-            heapq.heappush(loads, (load + int(grouping.sizes[row]), place))
+            heapq.heapreplace(loads, (load + size, place))
+        else:
+            heapq.heappop(loads)
     return [np.asarray(batch, dtype=np.int64) for batch in batches]
 
 
-def _micro_batches(batches, number: int, weight: float, grouping: Grouping) -> list[MicroBatch]:
-    """`number` micro-batches; where there are no rows for one, the shortest row stands in."""
-    filler = MicroBatch([int(grouping.sizes.argmin())], [0.0])
-    filled = [MicroBatch(rows.tolist(), [weight] * len(rows)) for rows in batches if len(rows)]
-    return filled + [filler] * (number - len(filled))
+def _micro_batches(
+    batches: Sequence[np.ndarray], number: int, weight: float, grouping: Grouping, rank: int
+) -> list[MicroBatch]:
+    """A rank's part of `number` micro-batches; where rows ran out, the shortest row stands in."""
+    filled = [rows for rows in batches if len(rows)]
+    own = filled[rank :: grouping.world_size]
+    plan = [MicroBatch(rows.tolist(), [weight] * len(rows)) for rows in own]
+    missing = number // grouping.world_size - len(own)
+    if not missing:
+        return plan
+    return plan + [MicroBatch([int(grouping.sizes.argmin())], [0.0])] * missing

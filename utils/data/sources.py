@@ -1,353 +1,143 @@
-"""Data sets on disk or on the hub become tokenised comparisons, split by prompt and counted."""
+"""What --data_path and --eval_data_path name: files, folders, hub names, in what shares."""
 
-import gzip
-import hashlib
-import json
+import math
 import os
 import re
-import zlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import datasets
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import yaml
 
-from utils import distributed
 from utils.arguments import InputError
-from utils.data import comparison, formats, tokenization
-from utils.data.tokenization import MALFORMED, TIED, ComparisonTokenizer
+from utils.data.formats import FORMATS
 
-BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-
-# An answer that spells NA or 7 is text.
-TEXT_COLUMNS = ("prompt", "chosen", "rejected", "history", "human_ref_A", "human_ref_B")
-CSV_OPTIONS = {"keep_default_na": False, "converters": dict.fromkeys(TEXT_COLUMNS, str)}
-
-UNREADABLE = (datasets.exceptions.DatasetGenerationError, StopIteration, EOFError, zlib.error)
-
-COLUMNS = datasets.Features(
-    {
-        "index": datasets.Value("int64"),
-        "input_ids": datasets.List(datasets.List(datasets.Value("int32"))),
-        "answer_starts": datasets.List(datasets.Value("int32")),
-        "answers": datasets.List(datasets.Value("int32")),
-        "ranks": datasets.List(datasets.Value("int32")),
-        "grades": datasets.List(datasets.Value("float32")),
-        "votes": datasets.List(datasets.Value("float32")),
-        "weight": datasets.Value("float32"),
-        "dropped": datasets.Value("string"),
-        "problem": datasets.Value("string"),
-        "empty_answers": datasets.Value("int32"),
-        "long_answers": datasets.Value("int32"),
-        "truncated": datasets.Value("bool"),
-        "length": datasets.Value("int32"),
-        "shared": datasets.Value("int32"),
-        "tokens": datasets.Value("int32"),
-        "source": datasets.Value("string"),
-        "prompt_key": datasets.Value("int64"),
-    }
-)
+SHARE = re.compile(r"(.+):(\d+\.\d*|\.\d+|\d+)")
 
 
-def load_training_data(args, encoder: ComparisonTokenizer):
-    """Load the training and the evaluation comparisons that can train.
+@dataclass(frozen=True)
+class Source:
+    """One entry of --data_path, or of `sources` in a YAML file that it names.
 
-    Returns:
-        Two `datasets.Dataset` with the columns COLUMNS, and their counts for
-        training_args.json.
-
-    Raises:
-        InputError: a source cannot be read, or nothing usable is left.
+    Attributes:
+        path: local file or folder, or hub name.
+        name: of its rows in tables, where they name no source themselves.
+        weight: share of what is drawn in an epoch, relative to the others; None: no mixing.
+        cap: comparisons that are taken at most, a fixed random sample; None: all.
+        split: the one to train; None: that named train, and a test split evaluates.
+        subset: configuration of a hub data set.
+        format: name of the layout; None: found by the columns.
     """
-    counts: dict[str, dict] = {"train": {}, "eval": {}}
-    train, evaluation, without_test = [], [], []
-    for path in args.data_path:
-        splits = load_source(path, encoder, args.data_output_path, args.num_workers)
-        rows = _usable(splits["train"], path, counts["train"], args.tie_threshold > 0)
-        if args.data_split:
-            keys = np.asarray(rows["prompt_key"])
-            rows = rows.select(split_by_prompt(keys, args.data_split, args.seed)[1])
-        train.append(rows)
-        if "test" not in splits:
-            without_test.append(rows)
-        elif not args.eval_data_path:
-            evaluation.append(_usable(splits["test"], f"{path} (test)", counts["eval"]))
-    for path in args.eval_data_path or []:
-        splits = load_source(path, encoder, args.data_output_path, args.num_workers)
-        evaluation.append(_usable(splits.get("test", splits["train"]), path, counts["eval"]))
-    train = datasets.concatenate_datasets(train)
-    if without_test and not args.eval_data_path:
-        candidates = datasets.concatenate_datasets(without_test)
-        keys = np.asarray(candidates["prompt_key"])
-        # The same prompts whatever the seed is, so that runs can be compared.
-        _, held_out = split_by_prompt(keys, [1 - args.eval_fraction, args.eval_fraction], seed=0)
-        evaluation.append(candidates.select(held_out))
-        stays = ~np.isin(np.asarray(train["prompt_key"]), keys[held_out])
-        train = train.select(np.flatnonzero(stays))
-    evaluation = _kept(datasets.concatenate_datasets(evaluation))  # ties only train
-    counts["train_comparisons"], counts["eval_comparisons"] = len(train), len(evaluation)
-    distributed.log(f"{len(train):,} comparisons to train, {len(evaluation):,} to evaluate")
-    if not len(train) or not len(evaluation):
-        raise InputError(
-            f"{', '.join(args.data_path)}: no usable comparison is left on one side after the "
-            "split by prompt; give more data, --eval_data_path, or another --eval_fraction or "
-            "--data_split"
-        )
-    _check_columns(args, train)
-    return train, evaluation, counts
 
+    path: str
+    name: str = ""
+    weight: float | None = None
+    cap: int | None = None
+    split: str | None = None
+    subset: str | None = None
+    format: str | None = None
 
-def load_source(
-    path: str, encoder: ComparisonTokenizer, cache_dir: str | None, num_workers: int = 1
-) -> dict[str, datasets.Dataset]:
-    """Read and tokenise one file, folder or hub data set.
-
-    Tokenised rows are cached without padding, under a key that covers the data, the tokenizer,
-    the settings and the code; the first process of each node makes them.
-
-    Args:
-        path: local path or hub name.
-        encoder: what turns comparisons into rows.
-        cache_dir: where the cache is kept; None takes that of datasets.
-        num_workers: processes that tokenise.
-
-    Returns:
-        "train", and "test" where the source has a test or validation split. All rows, also
-        those that cannot train: `dropped` says why.
-    """
-    if not distributed.is_main():
-        datasets.disable_progress_bars()
-    with distributed.first_on_node():
-        raw = open_source(path, cache_dir)
-        return {
-            name: _tokenize(rows, path, encoder, num_workers)
-            for name, rows in named_splits(raw, path)
-        }
-
-
-def split_by_prompt(
-    prompt_keys: np.ndarray, shares: Sequence[float], seed: int
-) -> list[np.ndarray]:
-    """Split rows by prompt: all rows of a prompt fall into one share.
-
-    Args:
-        prompt_keys: int64 [n], equal for equal prompts.
-        shares: relative sizes, counted in prompts.
-        seed: of the shuffle.
-
-    Returns:
-        The row numbers of each share, ascending.
-    """
-    prompts, row_prompt = np.unique(prompt_keys, return_inverse=True)
-    place = np.random.default_rng(seed).permutation(len(prompts))
-    ends = np.round(np.cumsum(shares) / np.sum(shares) * len(prompts))
-    share_of_row = np.searchsorted(ends, place[row_prompt], side="right")
-    return [np.flatnonzero(share_of_row == share) for share in range(len(shares))]
-
-
-def describe(path: str, count: dict) -> str:
-    """One line on what was read from a source and what was dropped."""
-    line = f"{path}: {count['comparisons']:,} comparisons, {count['kept']:,} kept"
-    for reason, number in count["dropped"].items():
-        line += f", {number:,} dropped ({reason})"
-    for reason, number in count["dropped_answers"].items():
-        line += f", {number:,} answers left out ({reason})"
-    if count["truncated"]:
-        line += f", {count['truncated']:,} cut to fit"
-    return line
-
-
-def count_rows(rows: datasets.Dataset, ties: bool = False) -> dict:
-    """What was read from a source and what was dropped, with the first malformed row named.
-
-    Args:
-        rows: as `load_source` gives them.
-        ties: whether comparisons whose answers are all tied are kept.
-    """
-    reasons = {
-        entry["values"]: entry["counts"]
-        for entry in pc.value_counts(rows.data.column("dropped")).to_pylist()
-    }
-    usable = ["", TIED] if ties else [""]
-    kept = sum(reasons.pop(reason, 0) for reason in usable)
-    kept_rows = pc.is_in(rows.data.column("dropped"), pa.array(usable))
-    columns = {tokenization.EMPTY: "empty_answers", tokenization.TOO_LONG: "long_answers"}
-    answers = {
-        reason: number
-        for reason, column in columns.items()
-        if (number := pc.sum(rows.data.column(column).filter(kept_rows)).as_py())
-    }
-    if MALFORMED in reasons:
-        first = rows[pc.index(rows.data.column("dropped"), MALFORMED).as_py()]
-        number = reasons.pop(MALFORMED)
-        reasons[f"{MALFORMED}, first: row {first['index'] + 1}: {first['problem']}"] = number
-    return {
-        "comparisons": len(rows),
-        "kept": kept,
-        "dropped": reasons,
-        "dropped_answers": answers,
-        "truncated": pc.sum(rows.data.column("truncated").filter(kept_rows)).as_py() or 0,
-    }
-
-
-def _usable(rows, path, counts, ties=False) -> datasets.Dataset:
-    count = count_rows(rows, ties)
-    counts[path] = count
-    distributed.log(describe(path, count))
-    if not count["kept"]:
-        raise InputError(f"no usable comparison in {describe(path, count)}")
-    return _kept(rows, ties)
-
-
-def _kept(rows, ties=False) -> datasets.Dataset:
-    return rows.select(np.flatnonzero(np.isin(rows["dropped"], ["", TIED] if ties else [""])))
-
-
-def _check_columns(args, rows) -> None:
-    """Say how many comparisons lack what a flag asks for.
-
-    Raises:
-        InputError: all of them do.
-    """
-    wanted = (
-        ("--margin", args.margin, "grades", "margin, score_chosen and score_rejected, or scores"),
-        ("--label soft", args.label == "soft", "votes", "votes or preference_strength"),
-        ("--sample_weights", args.sample_weights, "weight", "weight"),
-    )
-    for flag, asked, column, names in wanted:
-        missing = sum(value in (None, []) for value in rows[column]) if asked else 0
-        if missing == len(rows):
+    def __post_init__(self):
+        for entry, kind in (("path", str), ("name", str), ("split", str), ("subset", str)):
+            value = getattr(self, entry)
+            if value is not None and not isinstance(value, kind):
+                raise InputError(f"{self.path}: {entry} is {value!r}; expected text")
+        if self.format not in (None, *FORMATS):
             raise InputError(
-                f"{', '.join(args.data_path)}: no comparison has the column that {flag} needs: "
-                f"{names}; add it, or leave {flag} out"
+                f"{self.path}: format is {self.format!r}; expected one of {', '.join(FORMATS)}"
             )
-        if missing:
-            distributed.log(
-                f"{missing:,} of {len(rows):,} training comparisons train as without {flag}: "
-                f"they have no {names}"
-            )
+        if self.weight is not None and not (_is_number(self.weight) and 0 < self.weight < math.inf):
+            raise InputError(f"{self.path}: weight is {self.weight!r}; expected a number above 0")
+        if self.cap is not None and not (_is_number(self.cap, int) and self.cap > 0):
+            raise InputError(f"{self.path}: cap is {self.cap!r}; expected a whole number above 0")
 
 
-def open_source(path: str, cache_dir: str | None = None, streaming: bool = False):
-    """The rows of a file, folder or hub data set, by split.
+def parse_sources(words: Sequence[str], flag: str, layout: str | None = None) -> list[Source]:
+    """Read what a flag names.
 
     Args:
-        path: local path or hub name.
-        cache_dir: where datasets keeps what it converts; None takes its default.
-        streaming: whether nothing is stored and rows are read while they are asked for.
+        words: each `PATH`, `PATH:0.3` (a weight), `PATH:5000` (a cap) or a YAML file whose
+            `sources` is a list with the attributes of Source.
+        flag: --data_path or --eval_data_path, for messages.
+        layout: --format, for the sources that do not name theirs.
 
     Returns:
-        `datasets.DatasetDict`, or `datasets.IterableDatasetDict` if streaming.
+        The sources; all have a weight or none.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: an entry is not understood.
     """
-    name = path.removesuffix(".gz")
-    builder = BUILDERS.get(os.path.splitext(name)[1].lower())
-    if os.path.isfile(path) and builder is None:
-        raise InputError(f"{path}: expected a file that ends in {', '.join(BUILDERS)} (or .gz)")
-    if not os.path.exists(path) and (builder or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)):
-        raise InputError(f"{path}: no such file or folder (--data_path, --eval_data_path)")
-    # Errors are reported below, by file and line.
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        if os.path.isfile(path):
-            options = CSV_OPTIONS if builder == "csv" else {}
-            return datasets.load_dataset(
-                builder, data_files=path, cache_dir=cache_dir, streaming=streaming, **options
-            )
-        is_csv = os.path.isdir(path) and any(Path(path).rglob("*.csv*"))
-        options = CSV_OPTIONS if is_csv else {}
-        return datasets.load_dataset(path, cache_dir=cache_dir, streaming=streaming, **options)
-    except UNREADABLE as error:
-        raise InputError(find_fault(path, error)) from error
-    except (OSError, ValueError, RuntimeError) as error:
-        if os.path.isfile(path):
-            raise InputError(find_fault(path, error)) from error
-        reason = str(error).splitlines()[0]
-        if os.path.exists(path):
-            raise InputError(f"{path}: cannot be read: {reason}") from error
+    sources: list[Source] = []
+    for word in words:
+        if word.endswith((".yaml", ".yml")):
+            sources += _read_yaml(Path(word))
+        else:
+            sources.append(_parse_word(word))
+    weighted = [source.path for source in sources if source.weight is not None]
+    if weighted and flag == "--eval_data_path":
         raise InputError(
-            f"{path}: neither a local path nor a data set that the hub gave: {reason}. "
-            "Without network, give a local file or folder"
-        ) from error
-
-
-def named_splits(raw, path: str) -> list[tuple[str, object]]:
-    """The rows of "train" and, where there is a test or validation split, of "test"."""
-    if len(raw) == 1:
-        return [("train", next(iter(raw.values())))]
-    test = raw.get("test", raw.get("validation"))
-    if "train" not in raw:
-        raise InputError(f"{path}: has the splits {', '.join(raw)}; expected one named train")
-    return [("train", raw["train"])] + ([("test", test)] if test is not None else [])
-
-
-def _tokenize(rows, path, encoder: ComparisonTokenizer, num_workers) -> datasets.Dataset:
-    reader = formats.find_reader(rows.column_names, path)
-    name = Path(path).name.split(".")[0] if os.path.exists(path) else path
-    content = (
-        rows._fingerprint,
-        encoder.tokenizer.backend_tokenizer.to_str(),
-        str(encoder.tokenizer.chat_template),
-        str(encoder.tokenizer.special_tokens_map),
-        json.dumps(asdict(encoder.settings)),
-        name,
-        *(Path(module.__file__).read_text() for module in (comparison, formats, tokenization)),
-    )
-    try:
-        return rows.map(
-            encoder.read_rows,
-            batched=True,
-            with_indices=True,
-            fn_kwargs={"reader": reader, "source": name},
-            remove_columns=rows.column_names,
-            features=COLUMNS,
-            num_proc=num_workers if num_workers > 1 else None,
-            new_fingerprint=hashlib.blake2b(
-                "\0".join(content).encode(), digest_size=16
-            ).hexdigest(),
-            desc=f"Tokenising {name}",
+            f"{flag}: {weighted[0]} has a weight; an evaluation takes all rows, or so many "
+            "(PATH:500)"
         )
-    except UnicodeDecodeError as error:  # Arrow does not check the text that it reads
-        raise InputError(find_fault(path, error)) from error
+    if 0 < len(weighted) < len(sources):
+        without = next(source.path for source in sources if source.weight is None)
+        raise InputError(
+            f"{flag}: {weighted[0]} has a weight, but {without} has none: give all of them one "
+            "(PATH:0.3), or none; PATH:5000 without a point takes so many comparisons"
+        )
+    return _named([replace(source, format=source.format or layout) for source in sources])
 
 
-def find_fault(path: str, error: Exception) -> str:
-    """Name the file and line that cannot be parsed, after `error` came up."""
-    files = sorted(Path(path).rglob("*.json*")) if os.path.isdir(path) else [Path(path)]
-    for file in files:
-        if ".json" in file.name:
-            try:
-                fault = _json_fault(file)
-            except (OSError, EOFError, zlib.error) as broken:
-                return f"{file}: cannot be decompressed: {broken}; expected a whole .gz file"
-            if fault:
-                return f"{file}, {fault}"
-    reason = str(error.__cause__ or error).splitlines()[:1] or ["it has no rows"]
-    return f"{path}: cannot be read as a table: {reason[0]}"
+def _parse_word(word: str) -> Source:
+    match = None if os.path.exists(word) else SHARE.fullmatch(word)
+    if not match:
+        return Source(word)
+    path, number = match.groups()
+    return Source(path, cap=int(number)) if number.isdigit() else Source(path, weight=float(number))
 
 
-def _json_fault(file: Path) -> str | None:
-    """Which line of a JSON or JSONL file cannot be read, and why."""
-    content = (gzip.open if file.suffix == ".gz" else open)(file, "rb").read()
+def _read_yaml(file: Path) -> list[Source]:
     try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as fault:
-        line = content.count(b"\n", 0, fault.start) + 1
-        return f"line {line}: {fault.reason}; expected UTF-8"
-    if text.lstrip().startswith("["):
-        lines, expected = [(1, text)], "a list of JSON objects"
-    else:
-        lines, expected = enumerate(text.split("\n"), 1), "one JSON object a line"
-    for number, line in lines:
-        try:
-            value = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError as fault:
-            return f"line {number + fault.lineno - 1}: {fault.msg}; expected {expected}"
-        if not isinstance(value, (dict, list)) or (isinstance(value, list) and number > 1):
-            return f"line {number}: found {type(value).__name__}; expected {expected}"
-    return None
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: no such file (--data_path, --eval_data_path)") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise InputError(f"{file}: no YAML: {' '.join(str(error).split())}") from error
+    entries = content.get("sources") if isinstance(content, dict) else None
+    known = [entry.name for entry in fields(Source)]
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{file}: expected `sources:` and under it a list of entries with a path")
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            raise InputError(f"{file}: entry {number} is {entry!r:.60}; expected one with a path")
+        if unknown := [str(name) for name in entry if name not in known]:
+            raise InputError(
+                f"{file}: entry {number} has {', '.join(unknown)}; known are {', '.join(known)}"
+            )
+    # A path is meant from where the file is.
+    beside = [file.parent / entry["path"] for entry in entries]
+    places = [
+        str(place) if place.exists() else entry["path"]
+        for place, entry in zip(beside, entries, strict=True)
+    ]
+    return [
+        Source(**{**entry, "path": place}) for entry, place in zip(entries, places, strict=True)
+    ]
+
+
+def _named(sources: list[Source]) -> list[Source]:
+    """Sources with a name each: the file's, or where two would share it, the whole path."""
+    short = [
+        Path(source.path).name.split(".")[0] if os.path.exists(source.path) else source.path
+        for source in sources
+    ]
+    often = Counter(short)
+    return [
+        replace(source, name=source.name or (name if often[name] == 1 else source.path))
+        for source, name in zip(sources, short, strict=True)
+    ]
+
+
+def _is_number(value, kind=(int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

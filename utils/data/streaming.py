@@ -1,17 +1,24 @@
 """Rows of data sets, one window after another: no matter how many, they are never held at once."""
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from utils.arguments import InputError
 from utils.data.comparison import Comparison
+from utils.data.files import (
+    BUILDERS,
+    PEEK,
+    RawRow,
+    Rows,
+    find_columns,
+    open_splits,
+    train_and_test,
+)
 from utils.data.formats import Reader, find_reader
-from utils.data.sources import BUILDERS, UNREADABLE, find_fault, named_splits, open_source
 
 STANDARD_INPUT = "-"
 
@@ -21,15 +28,15 @@ class Stream(NamedTuple):
 
     Attributes:
         path: as the user gave it.
-        name: what `read` gets as name of the source.
-        rows: each a dict of columns.
-        read: makes a comparison of a row and the name; ValueError or KeyError for a bad row.
+        name: what `reader` gets as name of the source.
+        rows: as they stand on disk.
+        reader: makes a comparison of a row and the name; ValueError for a bad row.
     """
 
     path: str
     name: str
-    rows: Iterable[dict]
-    read: Reader
+    rows: Iterable[RawRow]
+    reader: Reader
 
 
 class Window(NamedTuple):
@@ -37,36 +44,45 @@ class Window(NamedTuple):
 
     Attributes:
         first: number of the first one, counted from 0 over all streams.
-        rows: columns of each row.
+        rows: as they stand on disk.
         source: of rows that name none.
-        read: makes a comparison of a row; ValueError for a bad row.
+        reader: makes a comparison of a row and the name; ValueError for a bad row.
     """
 
     first: int
-    rows: list[dict]
+    rows: list[RawRow]
     source: str
-    read: Callable[[dict], Comparison]
+    reader: Reader
+
+    def read(self, row: dict) -> Comparison:
+        """The comparison of a row (files.parse_row); ValueError for a bad one."""
+        try:
+            return self.reader(row, self.source)
+        except KeyError as error:  # rows of a later part of a file may lack a column
+            raise ValueError(f"no column {error}") from error
 
 
-def open_stream(path: str) -> Stream:
+def open_stream(path: str, layout: str | None = None) -> Stream:
     """Open what --data_path names; of a folder or hub name the test split, if it has one.
 
     Args:
         path: local path or hub name; "-" is the standard input with one JSON object a line.
+        layout: name of the layout (formats.py); None: found by the columns.
 
     Raises:
         InputError: it cannot be read, or its columns are those of no layout.
     """
     if path == STANDARD_INPUT:
-        rows = _standard_input()
-        first = next(rows, None)
-        if first is None:
-            raise InputError("standard input: no rows; expected one JSON object a line")
-        read = find_reader(list(first), "standard input", ranked=False)
-        return Stream("standard input", "stdin", chain([first], rows), read)
-    _, rows = named_splits(open_source(path, streaming=True), path)[-1]
-    name = Path(path).name.split(".")[0] if os.path.exists(path) else path
-    return Stream(path, name, rows, find_reader(_columns(rows, path), path, ranked=False))
+        lines = (line for line in sys.stdin.buffer if line.strip())
+        first = list(islice(lines, PEEK))
+        rows, path, name = chain(first, lines), "standard input", "stdin"
+        columns = find_columns(first, path)
+    else:
+        train, test = train_and_test(open_splits(path, streaming=True), path)
+        rows = train if test is None else test
+        name = Path(path).name.split(".")[0] if os.path.exists(path) else path
+        columns = rows.columns()
+    return Stream(path, name, rows, find_reader(columns, path, ranked=False, layout=layout))
 
 
 def open_benchmark(path: str, split: str | None, read: Reader, files: str = "*") -> list[Stream]:
@@ -83,7 +99,7 @@ def open_benchmark(path: str, split: str | None, read: Reader, files: str = "*")
         InputError: it cannot be read.
     """
     if not os.path.exists(path):
-        parts = dict(open_source(path, streaming=True))
+        parts = open_splits(path, streaming=True)
         if split not in parts:
             raise InputError(f"{path}: has the splits {', '.join(parts)}; expected {split}")
         return [Stream(path, path, parts[split], read)]
@@ -95,10 +111,9 @@ def open_benchmark(path: str, split: str | None, read: Reader, files: str = "*")
 
 
 def _open_part(file: Path, path: Path, read: Reader) -> Stream:
-    (rows,) = open_source(str(file), streaming=True).values()
     place = file.relative_to(path) if path.is_dir() else Path(file.name)
     name = str(place.with_name(place.name.split(".")[0]))
-    return Stream(str(file), name, rows, read)
+    return Stream(str(file), name, Rows(str(file), (str(file),)), read)
 
 
 def windows(streams: Iterable[Stream], size: int, start: int = 0) -> Iterator[Window]:
@@ -110,53 +125,12 @@ def windows(streams: Iterable[Stream], size: int, start: int = 0) -> Iterator[Wi
         start: windows that end before this row are passed over.
 
     Raises:
-        InputError: a row cannot be read; file and line are named.
+        InputError: a file cannot be read.
     """
     first = 0
     for stream in streams:
-        rows = _readable(stream.rows, stream.path)
+        rows = iter(stream.rows)
         while window := list(islice(rows, size)):
             if first + len(window) > start:
-                yield Window(first, window, stream.name, _reader(stream))
+                yield Window(first, window, stream.name, stream.reader)
             first += len(window)
-
-
-def _reader(stream: Stream) -> Callable[[dict], Comparison]:
-    def read(row: dict) -> Comparison:
-        try:
-            return stream.read(row, stream.name)
-        except KeyError as error:  # rows of a later part of a file may lack a column
-            raise ValueError(f"no column {error}") from error
-
-    return read
-
-
-def _readable(rows: Iterable[dict], path: str) -> Iterator[dict]:
-    try:
-        yield from rows
-    except (*UNREADABLE, OSError, ValueError) as error:
-        raise InputError(find_fault(path, error)) from error
-
-
-def _columns(rows, path: str) -> list[str]:
-    if rows.column_names:
-        return rows.column_names
-    first = next(_readable(rows, path), None)  # here what is wrong with a file comes up
-    if first is None:
-        raise InputError(f"{path}: no rows")
-    return list(first)
-
-
-def _standard_input() -> Iterator[dict]:
-    for number, line in enumerate(sys.stdin, 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                row = error
-            if not isinstance(row, dict):
-                found = row.msg if isinstance(row, ValueError) else type(row).__name__
-                raise InputError(
-                    f"standard input, line {number}: {found}; expected one JSON object a line"
-                )
-            yield row

@@ -1,15 +1,17 @@
 """Comparisons become token ids, with one stated truncation policy that counts what it drops."""
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import jinja2
 
 from utils.arguments import InputError
 from utils.data.comparison import Comparison, common_prefix_length
-from utils.data.formats import TURN, Reader
+from utils.data.readers import TURN
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -18,6 +20,8 @@ EMPTY = "empty answer"
 TOO_LONG = "longer than max_seq_len"
 TIED = "tied"
 IDENTICAL = "identical answers"
+CUT_IDENTICAL = "identical after truncation"
+FEW = "fewer than two answers"
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,23 @@ def prepare_tokenizer(tokenizer, add_eot_token: bool) -> tuple[str, list[str]]:
     return end, notes
 
 
+def set_chat_template(tokenizer, path: str) -> None:
+    """Take the chat template of a file instead of the tokenizer's own.
+
+    Raises:
+        InputError: the file cannot be read, or does not render a question and its answer.
+    """
+    trial = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        tokenizer.apply_chat_template(trial, tokenize=False)
+    except (OSError, UnicodeDecodeError, jinja2.TemplateError, TypeError) as error:
+        raise InputError(
+            f"--chat_template {path}: {error}; expected a file with a Jinja template that renders "
+            "`messages`"
+        ) from error
+
+
 def leading_special_ids(tokenizer) -> list[int]:
     """The special tokens that the tokenizer puts before every text."""
     with_special = tokenizer("x").input_ids
@@ -117,37 +138,6 @@ class ComparisonTokenizer:
         special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
         self.special = re.compile("|".join(map(re.escape, special)))
 
-    def read_rows(
-        self, columns: dict[str, list], numbers: list[int], reader: Reader, source: str
-    ) -> dict[str, list]:
-        """Tokenise a batch of a data set's rows; `datasets.Dataset.map` calls it.
-
-        Args:
-            columns: column name -> values.
-            numbers: the rows' numbers in the data set, counted from 0.
-            reader: what makes a comparison of a row (formats.py).
-            source: what the reader gets as name of the source.
-
-        Returns:
-            The columns that `rows` describes, and `index`, the rows' numbers.
-        """
-        comparisons, problems = [], []
-        for values in zip(*columns.values(), strict=True):
-            row = dict(zip(columns, values, strict=True))
-            try:
-                comparisons.append(reader(row, source))
-                problems.append("")
-            except ValueError as error:
-                comparisons.append(None)
-                problems.append(str(error))
-        good = iter(self.rows([c for c in comparisons if c is not None]))
-        rows = [
-            _dropped_row(MALFORMED, source, problem) if comparison is None else next(good)
-            for comparison, problem in zip(comparisons, problems, strict=True)
-        ]
-        table = {name: [row[name] for row in rows] for name in _dropped_row("", "")}
-        return {"index": numbers, **table}
-
     def rows(self, comparisons: Sequence[Comparison]) -> list[dict]:
         """Tokenise comparisons.
 
@@ -159,25 +149,29 @@ class ComparisonTokenizer:
             grades, votes: of all K, [] if there are none; weight: None if there is none;
             dropped: why the comparison cannot train, "" if it can; problem: what is malformed;
             empty_answers, long_answers: answers that are not kept;
-            truncated: whether the policy cut something; length: tokens of the longest sequence;
-            shared: tokens that all kept sequences begin with; tokens: of all, these counted once;
-            source; prompt_key: a hash that equal prompts share.
+            cut: tokens that the policy took from the longest sequence, 0 if it did nothing;
+            prompt_tokens: of the prompt, answer_tokens: of each kept answer, before any cut;
+            length: tokens of the longest sequence; shared: tokens that all kept sequences begin
+            with; tokens: of all, these counted once;
+            source; prompt_key, answer_keys: hashes that equal prompts and equal answers share.
         """
         rows, texts = [], []
         for comparison in comparisons:
             try:
-                rendered = [self._render(comparison.prompt, r) for r in comparison.responses]
-            except jinja2.TemplateError as error:
-                rows.append(_dropped_row(MALFORMED, comparison.source, f"chat template: {error}"))
+                rendered = [self._render(comparison, r) for r in comparison.responses]
+            except (jinja2.TemplateError, TypeError, ValueError) as error:
+                problem = f"chat template: {error}"
+                rows.append(dropped_row(MALFORMED, comparison.source, problem))
                 continue
-            row = _dropped_row("", comparison.source)
+            row = dropped_row("", comparison.source)
             row["answers"] = [i for i, r in enumerate(comparison.responses) if _has_text(r)]
             row["ranks"] = list(comparison.ranks)
             row["grades"] = list(comparison.grades or [])
             row["votes"] = list(comparison.votes or [])
             row["weight"] = comparison.weight
             row["empty_answers"] = len(rendered) - len(row["answers"])
-            row["prompt_key"] = _prompt_key(comparison.prompt)
+            row["prompt_key"] = text_key(comparison.prompt)
+            row["answer_keys"] = [text_key(response) for response in comparison.responses]
             texts.extend(rendered[i] for i in row["answers"])
             rows.append(row)
         encoded = iter(self._encode(texts))
@@ -185,8 +179,9 @@ class ComparisonTokenizer:
             self._fit(row, [next(encoded) for _ in row["answers"]])
         return rows
 
-    def _render(self, prompt, response) -> tuple[str, int, bool]:
+    def _render(self, comparison: Comparison, response) -> tuple[str, int, bool]:
         """The full text, where the answer starts in it, and whether a chat template wrote it."""
+        prompt, tools = comparison.prompt, comparison.tools
         if isinstance(prompt, str) and self.settings.apply_chat_template:
             prompt = [{"role": "user", "content": prompt}]
         if isinstance(prompt, str):
@@ -197,26 +192,35 @@ class ComparisonTokenizer:
         if isinstance(response, str):
             response = [{"role": "assistant", "content": response}]
         if not self.tokenizer.chat_template:
-            before = _transcript(prompt) + TURN
-            return _skip_space(_transcript(prompt + response), len(before)) + (False,)
-        before = self._apply_template(prompt, add_generation_prompt=True)
-        text = self._apply_template(prompt + response)
+            before = _transcript(prompt, tools) + TURN
+            return _skip_space(_transcript(prompt + response, tools), len(before)) + (False,)
+        before = self._apply_template(prompt, tools, add_generation_prompt=True)
+        text = self._apply_template(prompt + response, tools)
         if not text.startswith(before):
-            before = self._apply_template(prompt)
+            before = self._apply_template(prompt, tools)
         # The end token is appended as an id; the template's own would make it two.
         text = text.rstrip().removesuffix(self.settings.end_token)
         return _skip_space(text, min(len(before), len(text))) + (True,)
 
-    def _apply_template(self, messages, add_generation_prompt=False) -> str:
-        # Only the template itself may write special tokens: in a message, an invisible space
-        # breaks their spelling.
-        safe = [
-            {key: self.special.sub(_break_spelling, message[key]) for key in ("role", "content")}
-            for message in messages
-        ]
+    def _apply_template(self, messages, tools, add_generation_prompt=False) -> str:
+        # Only the template itself may write special tokens.
         return self.tokenizer.apply_chat_template(
-            safe, tokenize=False, add_generation_prompt=add_generation_prompt
+            self._without_special(messages),
+            tools=self._without_special(tools),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
+
+    def _without_special(self, value):
+        """A copy in which an invisible space breaks the spelling of special tokens."""
+        if isinstance(value, str):
+            return self.special.sub(_break_spelling, value)
+        if isinstance(value, list):
+            return [self._without_special(part) for part in value]
+        if isinstance(value, dict):
+            parts = value.items()
+            return {self._without_special(k): self._without_special(v) for k, v in parts}
+        return value
 
     def _encode(self, texts: Sequence[tuple[str, int, bool]]) -> list[tuple[list[int], int]]:
         """Token ids with leading and end tokens, and the token at which the answer starts."""
@@ -242,8 +246,10 @@ class ComparisonTokenizer:
 
     def _fit(self, row: dict, encoded: list[tuple[list[int], int]]) -> None:
         """Apply the truncation policy to one comparison and say whether it can train."""
-        sequences, starts = [list(ids) for ids, _ in encoded], [start for _, start in encoded]
-        excess = [len(ids) - self.settings.max_seq_len for ids in sequences]
+        whole, starts = [ids for ids, _ in encoded], [start for _, start in encoded]
+        sequences, excess = whole[:], [len(ids) - self.settings.max_seq_len for ids in whole]
+        row["prompt_tokens"] = min(starts, default=0)
+        row["answer_tokens"] = [len(ids) - start for ids, start in zip(whole, starts, strict=True)]
         if sequences and max(excess) > 0:
             if self.settings.overlength == "truncate_prompt":
                 self._cut_prompt(row, sequences, starts, excess)
@@ -254,15 +260,17 @@ class ComparisonTokenizer:
                     for ids, over in zip(sequences, excess, strict=True)
                 ]
                 starts = [min(start, keep) for start in starts]
-                row["truncated"] = True
+                row["cut"] = max(excess)
             else:
                 row["long_answers"] = len(sequences)
-                row["answers"], sequences, starts = [], [], []
+                row["answers"], sequences, starts, row["answer_tokens"] = [], [], [], []
         row["input_ids"], row["answer_starts"] = sequences, starts
         row["length"] = max(map(len, sequences), default=0)
         row["shared"] = common_prefix_length(sequences)
         row["tokens"] = sum(map(len, sequences)) - row["shared"] * (len(sequences) - 1)
         row["dropped"] = row["dropped"] or _why_unusable(row)
+        if row["dropped"] == IDENTICAL and any(ids != whole[0] for ids in whole):
+            row["dropped"] = CUT_IDENTICAL
 
     def _cut_prompt(self, row, sequences, starts, excess) -> None:
         """Cut the same tokens from the left of the prompt of every answer, in place.
@@ -279,12 +287,14 @@ class ComparisonTokenizer:
         row["long_answers"] = len(sequences) - len(kept)
         row["answers"] = [row["answers"][i] for i in kept]
         cut = max([0, *(excess[i] for i in kept)])
-        row["truncated"] = cut > 0
+        row["cut"] = cut
+        row["answer_tokens"] = [row["answer_tokens"][i] for i in kept]
         sequences[:] = [sequences[i][:head] + sequences[i][head + cut :] for i in kept]
         starts[:] = [starts[i] - cut for i in kept]
 
 
-def _dropped_row(reason: str, source: str, problem: str = "") -> dict:
+def dropped_row(reason: str, source: str, problem: str = "") -> dict:
+    """What `ComparisonTokenizer.rows` gives for a row of which nothing is kept."""
     return {
         "input_ids": [],
         "answer_starts": [],
@@ -297,12 +307,15 @@ def _dropped_row(reason: str, source: str, problem: str = "") -> dict:
         "problem": problem,
         "empty_answers": 0,
         "long_answers": 0,
-        "truncated": False,
+        "cut": 0,
+        "prompt_tokens": 0,
+        "answer_tokens": [],
         "length": 0,
         "shared": 0,
         "tokens": 0,
         "source": source,
         "prompt_key": 0,
+        "answer_keys": [],
     }
 
 
@@ -310,25 +323,17 @@ def _why_unusable(row: dict) -> str:
     if len(row["answers"]) < 2:
         if row["empty_answers"]:
             return EMPTY
-        return TOO_LONG if row["long_answers"] else "fewer than two answers"
-    if len(set(map(tuple, row["input_ids"]))) == 1:
+        return TOO_LONG if row["long_answers"] else FEW
+    if all(ids == row["input_ids"][0] for ids in row["input_ids"]):
         return IDENTICAL
     # Where two answers differ and two ranks do, some pair of answers differs in both.
     return TIED if len({row["ranks"][i] for i in row["answers"]}) == 1 else ""
 
 
-def _has_text(response) -> bool:
-    parts = [response] if isinstance(response, str) else [m["content"] for m in response]
-    return any(part.strip() for part in parts)
-
-
-def _prompt_key(prompt) -> int:
-    text = (
-        prompt.strip()
-        if isinstance(prompt, str)
-        else repr([(m["role"], m["content"]) for m in prompt])
-    )
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+def text_key(value: str | list) -> int:
+    """A hash of a text or of messages, 64 bits: equal but for white space at the ends of a text."""
+    text = value.strip() if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
 
@@ -337,10 +342,21 @@ def _skip_space(text: str, start: int) -> tuple[str, int]:
     return text, len(text) - len(text[start:].lstrip())
 
 
-def _transcript(messages) -> str:
+def _has_text(response) -> bool:
+    if isinstance(response, str):
+        return bool(response.strip())
+    return any(m["content"].strip() or m.get("tool_calls") for m in response)
+
+
+def _transcript(messages, tools=None) -> str:
     """Render messages as Anthropic's HH transcripts do; other roles stand without a name."""
     names = {"user": "\n\nHuman: ", "assistant": TURN + " "}
-    return "".join(names.get(m["role"], "\n\n") + m["content"].strip() for m in messages)
+    parts = [json.dumps(tools)] if tools else []
+    for message in messages:
+        calls = [json.dumps(call) for call in message.get("tool_calls", ())]
+        text = "\n".join([message["content"].strip(), *calls]).strip()
+        parts.append(names.get(message["role"], "\n\n") + text)
+    return "".join(parts)
 
 
 def _break_spelling(match: re.Match) -> str:

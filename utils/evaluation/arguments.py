@@ -3,6 +3,7 @@
 import argparse
 
 from utils.arguments import HelpFormatter, add_layout, require
+from utils.data.arguments import add_chat_template, add_format
 
 BENCHMARKS = ("rewardbench", "rewardbench2", "rm-bench", "judgebench", "llmbar")
 
@@ -63,6 +64,7 @@ def _add_input(parser):
         help="files, folders or hub names with comparisons, in any layout that main.py takes, or "
         "with prompt and response(s) that nobody ranked; - reads JSON lines from standard input",
     )
+    add_format(add)
     add(
         "--benchmark",
         choices=BENCHMARKS,
@@ -146,6 +148,7 @@ def _add_text_settings(parser):
         default=None,
         help="take a text prompt as one user message and render it as a conversation",
     )
+    add_chat_template(add)
     add(
         "--num_padding_at_beginning",
         type=int,
@@ -168,6 +171,10 @@ def _check(parser, args):
     given = [flag for flag, there in asked.items() if there]
     if len(given) > 1 and given != ["--data_path", "--benchmark"]:
         parser.error(f"{' and '.join(given)} exclude each other")
+    if args.format and not args.data_path:
+        parser.error("--format goes with --data_path")
+    if args.benchmark and args.format:
+        parser.error("--benchmark and --format exclude each other: a benchmark has its own layout")
     if args.benchmark and args.data_path and len(args.data_path) > 1:
         parser.error("--benchmark takes one file or folder in --data_path")
     rows = bool(args.data_path or args.benchmark)

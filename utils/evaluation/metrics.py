@@ -13,6 +13,8 @@ from utils.data.batching import Batch
 from utils.evaluation.columns import Columns, portions, read_columns
 from utils.evaluation.estimates import Clusters, Moments, Sample, best_temperature
 
+# What tables of an evaluation show of each source.
+SOURCE_METRICS = ("comparisons", "pairs", "accuracy", "loss", "margin")
 PAIR_SUMS = ("comparisons", "loss", "pairs", "correct", "ties", "margin", "better", "worse")
 ANSWER_SUMS = ("answers", "score", "score_squared")
 SUMS = PAIR_SUMS + ANSWER_SUMS
@@ -95,6 +97,27 @@ def summarize(sums: torch.Tensor) -> dict[str, float]:
         "pairs": int(total["pairs"]),
         "ties": int(total["ties"]),
     }
+
+
+def summarize_sources(sums: torch.Tensor, names: Sequence[str]) -> dict:
+    """Means over all comparisons (`summarize`), and the main ones of each source.
+
+    Args:
+        sums: float64 [1 + S, 11], `comparison_sums` added over all comparisons, then over those of
+            each source.
+        names: of the S sources.
+
+    Returns:
+        The entries of `summarize`; if several sources have comparisons, also `sources`: for the
+        name of each such source its SOURCE_METRICS.
+    """
+    total, *parts = map(summarize, sums)
+    sources = {
+        name: {metric: part[metric] for metric in SOURCE_METRICS}
+        for name, part in zip(names, parts, strict=True)
+        if part["comparisons"]
+    }
+    return {**total, "sources": sources} if len(sources) > 1 else total
 
 
 class Tallies:

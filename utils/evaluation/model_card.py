@@ -128,7 +128,7 @@ def model_card(args, settings: dict, counts: dict, result: dict, checks: Iterabl
     return CARD.substitute(
         front_matter=_front_matter(args),
         base=args.model_name_or_path,
-        comparisons=f"{counts['train_comparisons']:,}",
+        comparisons=f"{counts['train_comparisons'] or counts['comparisons_per_epoch']:,}",
         use=use if is_plain else DEEPSPEED_CHAT,
         position=_position(settings["score_position"]),
         prompt="rendered as one user message"

@@ -1,6 +1,7 @@
 """Pictures of an evaluation: scores, calibration, length, sources. They read well in grey print."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.evaluation.tables import shorten
@@ -22,8 +23,6 @@ def draw_pictures(results: dict[str, dict], folder: str | Path) -> list[Path]:
     Returns:
         The files that were written.
     """
-    from matplotlib.figure import Figure
-
     metrics = list(results.values())[-1]
     judged = {name: group for name, group in results.items() if group["accuracy"] is not None}
     parts = {
@@ -32,6 +31,21 @@ def draw_pictures(results: dict[str, dict], folder: str | Path) -> list[Path]:
         "length.png": (_draw_length, metrics["length_gap_bins"]),
         "sources.png": (_draw_sources, judged),
     }
+    return save_pictures(parts, folder)
+
+
+def save_pictures(parts: dict[str, tuple[Callable, object]], folder: str | Path) -> list[Path]:
+    """Draw PNG files; each file is whole at any moment, and one without data is removed.
+
+    Args:
+        parts: name of the file -> what draws on a Matplotlib figure, and the data that it gets.
+        folder: an existing one.
+
+    Returns:
+        The files that were written.
+    """
+    from matplotlib.figure import Figure
+
     written = []
     for name, (draw, data) in parts.items():
         path = Path(folder) / name
@@ -63,33 +77,33 @@ def _draw_scores(figure, histogram: dict) -> None:
     )
     axes.set(xlabel="score", ylabel="pairs")
     axes.set_ylim(0, 1.05 * max(*histogram["better"], *histogram["worse"]))
-    _finish(axes, legend=True)
+    finish_axes(axes, legend=True)
 
 
 def _draw_calibration(figure, bins: list[dict]) -> None:
-    axes, below = _two_panels(figure)
+    axes, below = two_panels(figure)
     confidence = [one["confidence"] for one in bins]
     axes.plot([0.5, 1], [0.5, 1], color="0.4", linestyle="--", label="calibrated")
     axes.plot(
         confidence, [one["accuracy"] for one in bins], color=DARK, marker="o", label="the model"
     )
     axes.set(ylabel="accuracy (share of pairs)", xlim=(0.49, 1.01), ylim=(-0.03, 1.06))
-    _finish(axes, legend=True)
+    finish_axes(axes, legend=True)
     # Bins are 0.05 wide; a mean confidence of 1 belongs to the last one.
     places = [0.525 + 0.05 * min(int((value - 0.5) / 0.05), 9) for value in confidence]
-    _draw_counts(below, places, [one["pairs"] for one in bins], width=0.045)
+    draw_counts(below, places, [one["pairs"] for one in bins], width=0.045)
     below.set(xlabel="confidence, sigmoid(|margin|)")
 
 
 def _draw_length(figure, bins: list[dict]) -> None:
-    axes, below = _two_panels(figure)
+    axes, below = two_panels(figure)
     places = range(len(bins))
     axes.axhline(0.5, color="0.4", linestyle="--", label="guessing")
     axes.plot(places, [one["accuracy"] for one in bins], color=DARK, marker="o", label="the model")
     axes.set(ylabel="accuracy (share of pairs)", ylim=(-0.03, 1.06))
     axes.set_xlim(-0.6, len(bins) - 0.4)
-    _finish(axes, legend=True)
-    _draw_counts(below, places, [one["pairs"] for one in bins], width=0.9)
+    finish_axes(axes, legend=True)
+    draw_counts(below, places, [one["pairs"] for one in bins], width=0.9)
     below.set_xticks(places, [_gap_name(one["low"], one["high"]) for one in bins])
     below.set(xlabel="length of the better minus the worse answer (tokens)")
 
@@ -105,16 +119,17 @@ def _gap_name(low: int | None, high: int | None) -> str:
     return f"{low + 1}\nto {high}" if low >= 0 else f"{low}\nto {high - 1}"
 
 
-def _two_panels(figure):
+def two_panels(figure):
     """A panel for a curve and a low one for the counts under it, with one horizontal axis."""
     return figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
 
 
-def _draw_counts(axes, places, counts: list[int], width: float) -> None:
+def draw_counts(axes, places, counts: list[int], width: float) -> None:
+    """Bars with their numbers of pairs."""
     bars = axes.bar(places, counts, width=width, color=LIGHT, edgecolor=DARK)
     axes.bar_label(bars, [_short(count) for count in counts], padding=2, fontsize=9)
     axes.set(ylabel="pairs", ylim=(0, 1.4 * max(counts)), yticks=())
-    _finish(axes)
+    finish_axes(axes)
 
 
 def _short(count: int) -> str:
@@ -169,10 +184,11 @@ def _draw_sources(figure, results: dict[str, dict]) -> None:
         xlabel="accuracy (share of pairs, with 95 % interval)"
         + (f"; {left_out} smaller sources are left out" if left_out else ""),
     )
-    _finish(axes)
+    finish_axes(axes)
 
 
-def _finish(axes, legend: bool = False) -> None:
+def finish_axes(axes, legend: bool = False) -> None:
+    """A light grid, no frame, and the legend above."""
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from utils import distributed
 from utils.data.comparison import Comparison
+from utils.data.files import parse_row
 from utils.data.streaming import Stream, Window, windows
 from utils.data.tokenization import MALFORMED
 from utils.evaluation.scoring import Scorer
@@ -48,8 +49,9 @@ def _score_window(
     """This rank's share of a window; the arguments are those of `score_windows`."""
     numbered = list(enumerate(window.rows, window.first))
     good, scored = [], []
-    for index, row in numbered[distributed.rank() :: distributed.world_size()]:
+    for index, raw in numbered[distributed.rank() :: distributed.world_size()]:
         try:
+            row = parse_row(raw)
             good.append((index, row.get("id"), window.read(row)))
         except ValueError as error:
             scored.append((drop_record(index, window.source, MALFORMED, str(error)), None))

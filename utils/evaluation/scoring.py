@@ -1,6 +1,7 @@
 """A model and batches in, scores out; main.py and rw_eval.py share it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +10,8 @@ from utils import distributed
 from utils.arguments import InputError
 from utils.data.batching import Batch
 from utils.data.comparison import Comparison
-from utils.evaluation.metrics import SUMS, comparison_sums, summarize
+from utils.data.sampling import MicroBatch
+from utils.evaluation.metrics import SUMS, comparison_sums, summarize_sources
 
 # Tokens in a batch of --batch_size auto: beyond, a device gets no faster.
 AUTO_TOKENS = {"cpu": 4096, "cuda": 32768}
@@ -40,25 +42,50 @@ def score_batches(
         model.train(was_training)
 
 
+class Sources(NamedTuple):
+    """Where the comparisons of an evaluation come from.
+
+    Attributes:
+        names: of all sources, the same on every rank.
+        numbers: for each batch of this rank the source of each comparison, int64 [C].
+    """
+
+    names: list[str]
+    numbers: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, plan: Iterable[MicroBatch], column: list[str]) -> "Sources":
+        """For the batches of a plan over rows that have this list of sources."""
+        names, numbers = np.unique(column, return_inverse=True)
+        return cls(names.tolist(), [torch.from_numpy(numbers[rows]) for rows, _ in plan])
+
+
 def evaluate(
     model: torch.nn.Module,
     batches: Iterable[Batch],
     device: torch.device,
     stop: Callable[[], bool | int] = lambda: False,
-) -> dict[str, float] | None:
+    sources: Sources | None = None,
+) -> dict | None:
     """Loss, accuracy, margin and scores over the batches of all ranks (metrics.summarize).
 
     Args:
         model, batches, device: as in `score_batches`.
         stop: asked after each batch, on every rank with the same answer; if true, the result is
             None.
+        sources: of the comparisons; where there are several, the result has an entry `sources`
+            (metrics.summarize_sources).
     """
-    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
-    for scores, batch in score_batches(model, batches, device, "Evaluating"):
-        sums += comparison_sums(scores, batch).sum(dim=0)
+    names = sources.names if sources else []
+    sums = torch.zeros(1 + len(names), len(SUMS), dtype=torch.float64, device=device)  # of all: [0]
+    for number, (scores, batch) in enumerate(score_batches(model, batches, device, "Evaluating")):
+        added = comparison_sums(scores, batch)
+        sums[0] += added.sum(dim=0)
+        if sources:
+            sums[1:].index_add_(0, sources.numbers[number].to(device), added)
         if stop():
             return None
-    return summarize(distributed.sum_over_ranks(sums))
+    return summarize_sources(distributed.sum_over_ranks(sums), names)
 
 
 class Scorer:

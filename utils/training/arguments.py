@@ -5,6 +5,7 @@ from functools import partial
 from importlib.util import find_spec
 
 from utils.arguments import HelpFormatter, add_layout, require
+from utils.data.arguments import add_data, add_data_checks, add_tokenization, check_data
 
 SCHEDULERS = (
     "linear",
@@ -28,8 +29,9 @@ def parse_training_arguments(argv: list[str] | None = None) -> argparse.Namespac
         description="Finetune a causal language model into a reward model with DeepSpeed.",
         formatter_class=HelpFormatter,
     )
-    _add_data(parser)
-    _add_tokenization(parser)
+    add_data(parser)
+    add_data_checks(parser)
+    add_tokenization(parser)
     _add_model(parser)
     _add_loss(parser)
     _add_optimization(parser)
@@ -41,62 +43,6 @@ def parse_training_arguments(argv: list[str] | None = None) -> argparse.Namespac
     args = parser.parse_args(argv)
     _check_training(parser, args)
     return args
-
-
-def _add_data(parser):
-    add = parser.add_argument_group("data").add_argument
-    add(
-        "--data_path",
-        nargs="+",
-        default=["Dahoas/rm-static"],
-        help="training comparisons: JSON, JSONL, Parquet or CSV files (also .gz), folders with "
-        "train and test files, or hub names",
-    )
-    add(
-        "--eval_data_path",
-        nargs="+",
-        help="evaluation comparisons (of a folder or hub name the test or validation split, if it "
-        "has one); without it that split of --data_path, else prompts held out from it",
-    )
-    add(
-        "--eval_fraction",
-        type=float,
-        default=0.1,
-        help="share of the prompts held out where there is no evaluation set",
-    )
-    add(
-        "--data_split",
-        help="shares of the prompts for the steps of RLHF, e.g. 2,4,4: training takes the second "
-        "share of a shuffle by --seed; a single number or none takes everything",
-    )
-    add("--data_output_path", help="where tokenised data is cached (default: datasets' own cache)")
-    add("--num_workers", type=int, default=1, help="processes that tokenise")
-
-
-def _add_tokenization(parser):
-    add = parser.add_argument_group("text to tokens").add_argument
-    add("--max_seq_len", type=int, default=512, help="longest sequence in tokens")
-    add(
-        "--overlength",
-        choices=("truncate_prompt", "drop", "truncate_end"),
-        default="truncate_prompt",
-        help="what to do with a comparison that is longer than --max_seq_len: cut its prompt from "
-        "the left (the answers stay whole), drop it, or cut its answers at the right",
-    )
-    add(
-        "--apply_chat_template",
-        action="store_true",
-        help="take a text prompt as one user message and render it with the tokenizer's chat "
-        "template (without one: Human and Assistant turns); messages are always rendered",
-    )
-    add("--add_eot_token", action="store_true", help="end every answer with <|endoftext|>")
-    add(
-        "--num_padding_at_beginning",
-        type=int,
-        help="how many tokens the tokenizer puts before every text that carry the id of the pad "
-        "or the end token (OPT: 1, Llama and GPT-2: 0); found out from the tokenizer, and a value "
-        "that contradicts it is an error",
-    )
 
 
 def _add_model(parser):
@@ -318,15 +264,11 @@ def _check_training(parser, args):
         "gradient_accumulation_steps",
         "num_train_epochs",
         "logging_steps",
-        "num_workers",
         "pad_to_multiple_of",
     )
-    require(parser, args, 8, "max_seq_len")
     numbers = [name for name, value in vars(args).items() if isinstance(value, (int, float))]
     numbers.remove("local_rank")  # -1 without a launcher
     require(parser, args, 0, *numbers)
-    if not 0 < args.eval_fraction < 1:
-        parser.error(f"--eval_fraction is {args.eval_fraction}; it must lie between 0 and 1")
     if not 0 <= args.warmup_ratio < 1:
         parser.error(f"--warmup_ratio is {args.warmup_ratio}; it must be from 0 to less than 1")
     if args.num_warmup_steps and args.warmup_ratio:
@@ -338,6 +280,7 @@ def _check_training(parser, args):
             f"--save_format dschat needs --score_position end, not {args.score_position}: step 3 "
             "reads the last token before the padding"
         )
+    check_data(parser, args)
     _check_loss(parser, args)
     _check_lora(parser, args)
     _check_offload(parser, args)
@@ -346,7 +289,6 @@ def _check_training(parser, args):
     for name, package in (("wandb", "wandb"), ("comet", "comet_ml")):
         if name in args.monitor and find_spec(package) is None:
             parser.error(f"--monitor {name} needs a package: pip install {package}")
-    args.data_split = _parse_split(parser, args.data_split)
 
 
 def _check_loss(parser, args):
@@ -379,19 +321,3 @@ def _check_offload(parser, args):
         parser.error(f"--offload nvme needs --zero_stage 3, not {args.zero_stage}")
     if (args.offload == "nvme") != (args.nvme_path is not None):
         parser.error("--offload nvme and --nvme_path go together")
-
-
-def _parse_split(parser, text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        shares = [float(share) for share in text.split(",")]
-    except ValueError:
-        shares = []
-    if not shares or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
-        parser.error(f"--data_split is {text!r}; expected shares such as 2,4,4")
-    if len(shares) == 1:
-        return None
-    if shares[1] == 0:
-        parser.error(f"--data_split is {text!r}: the second share, which trains, is 0")
-    return shares

@@ -32,11 +32,13 @@ class Progress:
         step: optimiser steps.
         epoch: whole passes over the training data.
         seen: comparisons of the present pass that have trained.
+        position: rows of a stream that have been read.
     """
 
     step: int = 0
     epoch: int = 0
     seen: int = 0
+    position: int = 0
 
     def advance(self, comparisons: int, total: int) -> None:
         """Count a step over so many comparisons; a pass has `total` of them."""

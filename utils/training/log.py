@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 
 from utils import distributed
-from utils.evaluation.metrics import SUMS, summarize
+from utils.evaluation.metrics import SOURCE_METRICS, SUMS, summarize
+from utils.evaluation.tables import TextTable, print_table
 from utils.training.throughput import Throughput
 
+SHOWN_SOURCES = 20
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "accelerate", "peft")
 
 
@@ -126,7 +128,7 @@ class RunLog:
         self.sums, self.seconds = torch.zeros((), dtype=torch.float64), 0.0
 
     def evaluation(self, step: int, epoch: float, result: dict) -> None:
-        """Write and print the result of an evaluation (metrics.summarize)."""
+        """Write and print the result of an evaluation (scoring.evaluate)."""
         values = {f"eval_{name}": value for name, value in result.items()}
         self._write({"step": step, "epoch": epoch, **values}, "eval")
         distributed.log(
@@ -135,6 +137,9 @@ class RunLog:
             f"margin {result['margin']:.3f}, better {result['better_score']:.3f}, "
             f"worse {result['worse_score']:.3f}"
         )
+        if "sources" in result and distributed.is_main():
+            with self.bar.external_write_mode():  # the table does not tear the progress bar
+                print_table(source_table(result["sources"]))
 
     def close(self) -> None:
         """Close the progress bar and what else waits for the end."""
@@ -156,10 +161,25 @@ class RunLog:
         if distributed.is_main():
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(_json_line(line))
-        names = [name for name in line if name not in ("step", "epoch")]
-        self.monitor.write_events(
-            [(f"{group}/{n.removeprefix('eval_')}", line[n], line["step"]) for n in names]
-        )
+        values = {name.removeprefix("eval_"): value for name, value in line.items()}
+        step = values.pop("step")
+        del values["epoch"]
+        sources = values.pop("sources", {})
+        values |= {f"{name}/accuracy": part["accuracy"] for name, part in sources.items()}
+        self.monitor.write_events([(f"{group}/{name}", v, step) for name, v in values.items()])
+
+
+def source_table(sources: dict[str, dict]) -> TextTable:
+    """The metrics of each source (metrics.summarize_sources) as a table, the largest first."""
+    largest = sorted(sources, key=lambda name: -sources[name]["comparisons"])
+    rows = [
+        (name, *(_figure(sources[name][metric]) for metric in SOURCE_METRICS))
+        for name in largest[:SHOWN_SOURCES]
+    ]
+    more = len(largest) - SHOWN_SOURCES
+    if more > 0:
+        rows += [(f"and {more} more in metrics.jsonl", *[""] * len(SOURCE_METRICS))]
+    return TextTable("By source", "", ("source", *SOURCE_METRICS), rows)
 
 
 def draw_curves(lines: list[dict], path: Path) -> None:
@@ -209,9 +229,19 @@ def _git_commit() -> str | None:
 
 
 def _json_line(line: dict) -> str:
-    """A line of metrics.jsonl; JSON has no NaN and no infinity."""
-    finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
-    return json.dumps(finite) + "\n"
+    """A line of metrics.jsonl."""
+    return json.dumps(_finite(line)) + "\n"
+
+
+def _finite(value):
+    """JSON has no NaN and no infinity: None instead."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    return value if math.isfinite(value) else None
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _smooth(values, keep: float = 0.9) -> list[float]:

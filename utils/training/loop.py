@@ -12,7 +12,7 @@ import torch
 from utils import distributed
 from utils.data.batching import Batch
 from utils.evaluation.metrics import SUMS, comparison_sums
-from utils.evaluation.scoring import evaluate
+from utils.evaluation.scoring import Sources, evaluate
 from utils.training.checkpoint import Progress, save_checkpoint
 from utils.training.engine import step_engine
 from utils.training.log import RunLog
@@ -23,7 +23,7 @@ class Trainer:
     """Runs steps from where `progress` stands to the end of `log.total_steps`.
 
     Attributes:
-        result: of the last evaluation (metrics.summarize).
+        result: of the last evaluation (scoring.evaluate).
 
     Args:
         args: the command line.
@@ -31,7 +31,7 @@ class Trainer:
         device: of this rank.
         log: where metrics go.
         progress: how far the run is; kept up to date.
-        comparisons: number of them in a pass over the training data.
+        comparisons: number of them in an epoch.
         run: what training states are saved with: run and batch of a Checkpoint.
         save_model: saves the model, given the result of its evaluation; for --save_best.
         best_accuracy: of the model that it has saved before.
@@ -55,12 +55,18 @@ class Trainer:
         self.stop = distributed.StopSignal(device)
         self.result: dict = {}
 
-    def train(self, batches: Iterable[Batch], eval_batches: Iterable[Batch]) -> None:
+    def train(
+        self,
+        batches: Iterable[Batch],
+        eval_batches: Iterable[Batch],
+        sources: Sources | None = None,
+    ) -> None:
         """Run the steps, with evaluations between.
 
         Args:
-            batches: the micro-batches of this rank from here to the end.
+            batches: the micro-batches of this rank from here to the end, or more of them.
             eval_batches: of one evaluation.
+            sources: of the comparisons of `eval_batches`.
 
         Raises:
             SystemExit: a signal came; the training state is saved.
@@ -72,7 +78,7 @@ class Trainer:
             self._save_state()  # where a model stands that may still change, `latest` finds a state
         while True:
             if self._evaluation_is_due():
-                self._evaluate(eval_batches)
+                self._evaluate(eval_batches, sources)
             if self._is_finished():
                 return
             self._step(batches)
@@ -87,8 +93,8 @@ class Trainer:
         at_end = self.progress.seen == 0 or step == self.log.total_steps  # of a pass, or the run
         return at_end or (interval > 0 and step % interval == 0)
 
-    def _evaluate(self, eval_batches: Iterable[Batch]) -> None:
-        result = evaluate(self.engine, eval_batches, self.device, self.stop.agreed)
+    def _evaluate(self, eval_batches: Iterable[Batch], sources: Sources | None) -> None:
+        result = evaluate(self.engine, eval_batches, self.device, self.stop.agreed, sources)
         if result is None:
             self._leave(self.stop.agreed())
         self.log.evaluation(self.progress.step, self._epoch(), result)

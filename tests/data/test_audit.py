@@ -1,0 +1,346 @@
+from collections import Counter
+from itertools import combinations, permutations
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from tests.data.auditing import hashed, make_part, make_row, malformed
+from utils.data import audit, columns
+from utils.data.audit import audit_sides, comparison_keys, first_of_each
+from utils.data.columns import mix
+from utils.data.figures import GAPS, Histogram
+
+REASONS = ["tied", "empty answer", "identical answers", "identical after truncation"]
+
+
+def random_rows(generator, number, prompts=3, texts=3, clean=False):
+    """Rows whose prompts and answers come from so few that they meet again."""
+    rows = []
+    for i in range(number):
+        count = int(generator.choice([2, 2, 2, 3, 4, 5]))
+        if clean:
+            answers = [f"{i} {j} " + "x" * int(generator.integers(9)) for j in range(count)]
+        else:
+            answers = ["x" * int(n) for n in generator.integers(1, texts + 1, count)]
+        ranks = generator.integers(0, 3, count).tolist()
+        row = make_row(f"prompt {i if clean else generator.integers(prompts)}", answers, ranks)
+        if not clean and generator.random() < 0.2:
+            row = make_row(row["prompt"], answers, ranks, kept=list(range(1, count)))
+        if generator.random() < 0.2:
+            row["dropped"] = str(generator.choice(REASONS))
+        elif generator.random() < 0.1:
+            row = malformed("no answers")
+        row["cut"] = int(generator.integers(0, 30)) * (generator.random() < 0.3)
+        row["source"] = str(generator.choice(["hh", "shp"]))
+        rows.append(row)
+    return rows
+
+
+def random_parts(seed, names, **options):
+    generator = np.random.default_rng(seed)
+    return [
+        make_part(
+            random_rows(generator, int(generator.integers(1, 40)), **options),
+            name,
+            chunks=int(generator.integers(1, 4)),
+            first=int(generator.integers(3)),
+        )
+        for name in names
+    ]
+
+
+def taken_rows(parts, dropped=False):
+    """(label, row number, row) of each comparison, in order; also of those that are dropped."""
+    for part in parts:
+        numbers = part.table.data["index"].to_pylist()
+        for number, row, taken in zip(numbers, part.rows, part.taken, strict=True):
+            if taken or dropped and row["dropped"] not in ("", "malformed"):
+                yield part.label, number + 1, row
+
+
+def slow_pairs(row, answers=None):
+    """(better, worse) texts of all ranked pairs of kept answers that differ."""
+    return [
+        (row["texts"][i], row["texts"][j])
+        for i, j in permutations(row["answers"] if answers is None else answers, 2)
+        if row["ranks"][i] < row["ranks"][j] and row["texts"][i] != row["texts"][j]
+    ]
+
+
+def slow_identity(row):
+    """Equal for equal comparisons."""
+    order = sorted(set(row["ranks"]))
+    ranked = zip(row["ranks"], row["texts"], strict=True)
+    return row["prompt"], tuple(sorted((order.index(rank), text) for rank, text in ranked))
+
+
+def slow_duplicates(parts):
+    firsts, found = {}, []
+    for label, number, row in taken_rows(parts, dropped=True):
+        first = firsts.setdefault(slow_identity(row), (label, number))
+        if first != (label, number):
+            found.append((label, number, *first))
+    return found
+
+
+def slow_contradictions(parts):
+    rows, found = list(taken_rows(parts, dropped=True)), []
+    pairs = [set(slow_pairs(row, range(len(row["texts"])))) for *_, row in rows]
+    for (label, number, row), own in zip(rows, pairs, strict=True):
+        opposite = {(worse, better) for better, worse in own}
+        for (other_label, other_number, other), others in zip(rows, pairs, strict=True):
+            if other["prompt"] == row["prompt"] and opposite & others:
+                found.append((label, number, other_label, other_number))
+                break
+    return found
+
+
+def slow_leaks(train, evaluation):
+    rows = list(taken_rows(train))
+    found = []
+    for label, number, row in taken_rows(evaluation):
+        same = [(a, b) for a, b, other in rows if other["prompt"] == row["prompt"]]
+        found += [(label, number, *same[0])] if same else []
+    return found
+
+
+def named(matches):
+    return [
+        (matches.paths[path], row, matches.other_paths[other_path], other)
+        for path, row, other_path, other in zip(
+            matches.path, matches.row, matches.other_path, matches.other_row, strict=True
+        )
+    ]
+
+
+@pytest.mark.parametrize("most_pairs", [1, 40, 2**20])
+@pytest.mark.parametrize("seed", range(8))
+def test_repeats_are_those_of_slow_loops(monkeypatch, seed, most_pairs):
+    for module in (audit, columns):
+        monkeypatch.setattr(module, "MOST_PAIRS", most_pairs)
+    train = random_parts(seed, ["a", "b", "c"][: 1 + seed % 3])
+    evaluation = random_parts(100 + seed, ["d", "e"][: seed % 3], prompts=8)
+    found = audit_sides(train, evaluation)
+    repeats = found.repeats
+    for name, parts in (("training", train), ("evaluation", evaluation)):
+        assert named(repeats.duplicates[name]) == slow_duplicates(parts)
+        assert named(repeats.contradictions[name]) == slow_contradictions(parts)
+    leaks = slow_leaks(train, evaluation)
+    assert named(repeats.leaks) == leaks
+    left = [
+        row
+        for label, number, row in taken_rows(evaluation)
+        if (label, number) not in {leak[:2] for leak in leaks}
+    ]
+    assert found.total("evaluation").pairs == sum(len(slow_pairs(row)) for row in left)
+    prompts = [{row["prompt"] for *_, row in taken_rows(side)} for side in (train, evaluation)]
+    assert len(repeats.leaked_prompts) == len(prompts[0] & prompts[1])
+    if seed == 2:  # the random rows do have what is looked for
+        assert named(repeats.duplicates["training"])
+        assert named(repeats.contradictions["training"]) and leaks
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_invented_in_clean_rows(seed):
+    train = random_parts(seed, ["a", "b"], clean=True)
+    for number, part in enumerate(train):
+        for row in part.rows:
+            row["prompt_key"] = hashed(f"{number} {row['prompt']}")
+    parts = [make_part(part.rows, part.label) for part in train]
+    repeats = audit_sides(parts, []).repeats
+    assert named(repeats.duplicates["training"]) == []
+    assert named(repeats.contradictions["training"]) == []
+    assert named(repeats.leaks) == [] and len(repeats.leaked_prompts) == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_figures_are_those_of_slow_loops(monkeypatch, seed):
+    monkeypatch.setattr(columns, "MOST_PAIRS", 30)
+    train = random_parts(seed, ["a", "b"])
+    sources = audit_sides(train, []).sources["training"]
+    for part, source in zip(train, sources, strict=True):
+        results, rows = source.figures.results(), [row for *_, row in taken_rows([part])]
+        numbers = [number + 1 for number in part.table.data["index"].to_pylist()]
+        reasons = Counter(row["dropped"] for row in part.rows)
+        del reasons[""]
+        assert results["rows"] == len(part.rows) and results["comparisons"] == len(rows)
+        assert results["dropped"] == reasons
+        for reason in reasons:
+            own = [row["dropped"] == reason for row in part.rows]
+            found = np.array(numbers)[own].tolist()
+            assert source.dropped_rows[reason].tolist() == found
+        assert source.problems == ["no answers"] * reasons["malformed"]
+        assert results["sources"] == Counter(row["source"] for row in part.rows)
+        cut = [row["cut"] for row in part.rows if row["cut"]]
+        assert results["cut"] == {"rows": len(cut), "tokens": slow_spread(cut)}
+        is_cut = [n for n, row in zip(numbers, part.rows, strict=True) if row["cut"]]
+        assert source.cut_rows.tolist() == is_cut
+        pairs = [pair for row in rows for pair in slow_pairs(row)]
+        assert results["pairs"] == len(pairs)
+        sequences = [row["prompt_tokens"] + n for row in rows for n in row["answer_tokens"]]
+        assert results["lengths"] == {
+            "prompt": slow_spread([row["prompt_tokens"] for row in rows]),
+            "better": slow_spread([len(better) for better, _ in pairs]),
+            "worse": slow_spread([len(worse) for _, worse in pairs]),
+            "sequence": slow_spread(sequences),
+        }
+        assert results["tokens"] == {
+            "packed": sum(row["tokens"] for row in rows),
+            "separate": sum(sequences),
+        }
+
+
+def slow_spread(values):
+    if not values:
+        return None
+    median, p95 = np.percentile(values, [50, 95], method="inverted_cdf")
+    return {
+        "mean": pytest.approx(np.mean(values)),
+        "median": median,
+        "p95": p95,
+        "max": max(values),
+    }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_how_often_the_longer_answer_is_better(seed):
+    generator = np.random.default_rng(seed)
+    rows = random_rows(generator, 60, texts=6)
+    for row in rows:  # lengths that are often equal, and go far beyond the last bin
+        row["answer_tokens"] = (generator.integers(1, 6, len(row["answers"])) ** 4).tolist()
+    part = make_part(rows)
+    result = audit_sides([part], []).sources["training"][0].figures.results()["longer_better"]
+    gaps, unequal = [], 0
+    for *_, row in taken_rows([part]):
+        tokens = dict(zip(row["answers"], row["answer_tokens"], strict=True))
+        own = [
+            tokens[i] - tokens[j]
+            for i, j in permutations(row["answers"], 2)
+            if row["ranks"][i] < row["ranks"][j]
+            and row["texts"][i] != row["texts"][j]
+            and tokens[i] != tokens[j]
+        ]
+        gaps, unequal = gaps + own, unequal + bool(own)
+    share = sum(gap > 0 for gap in gaps) / len(gaps)
+    assert result["pairs"] == len(gaps) and result["share"] == share
+    low, high = binomtest(round(share * unequal), unequal).proportion_ci(method="wilson")
+    assert (result["low"], result["high"]) == (min(low, share), max(high, share))
+    edges = [0, *GAPS, np.inf]
+    expected = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        inside = [gap for gap in gaps if low < abs(gap) <= high]
+        if inside:
+            expected.append((low, len(inside), sum(gap > 0 for gap in inside) / len(inside)))
+    found = [(gap["above"], gap["pairs"], gap["share"]) for gap in result["gaps"]]
+    assert found == expected
+
+
+def test_merged_figures_are_those_of_all_rows():
+    train = random_parts(3, ["a", "b"])
+    first, second = (one.figures for one in audit_sides(train, []).sources["training"])
+    rows = [row for part in train for row in part.rows]
+    whole = audit_sides([make_part(rows)], []).sources["training"][0].figures
+    first.merge(second)
+    assert first.results() == whole.results()
+
+
+def test_a_held_out_part_counts_no_dropped_rows_twice():
+    rows = [make_row(f"p{i}") for i in range(4)] + [malformed("bad"), make_row("t", dropped="tied")]
+    part = make_part(rows, taken=[True, True, False, False, False, False])
+    held_out = SimpleNamespace(**vars(part) | {"label": "held out", "taken": ~part.taken})
+    held_out.taken[4:] = False
+    sources = audit_sides([part], [held_out]).sources
+    train, evaluation = (sources[side][0].figures.results() for side in sources)
+    assert (train["rows"], train["dropped"]) == (6, {"malformed": 1, "tied": 1})
+    assert (evaluation["rows"], evaluation["comparisons"], evaluation["dropped"]) == (2, 2, {})
+    assert evaluation["pairs"] == 2
+
+
+def test_ties_that_train_are_not_dropped():
+    rows = [make_row(), make_row("q", ranks=(0, 0), dropped="tied")]
+    part = make_part(rows, taken=[True, True])
+    results = audit_sides([part], [], ties=True).sources["training"][0].figures.results()
+    assert (results["comparisons"], results["dropped"], results["pairs"]) == (2, {}, 1)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[], [malformed("bad")] * 3, [make_row()], [make_row(ranks=(0, 0), dropped="tied")]],
+    ids=["empty", "all malformed", "one row", "one dropped"],
+)
+def test_degenerate_sources(rows):
+    found = audit_sides([make_part(rows)], [make_part(rows, "e.jsonl")])
+    usable = sum(row["dropped"] == "" for row in rows)
+    for side in found.sources.values():
+        results = side[0].figures.results()
+        assert (results["rows"], results["comparisons"]) == (len(rows), usable)
+        assert results["longer_better"]["share"] is None  # "a" is as long as "b"
+    assert found.total("training").pairs == usable
+    assert len(found.repeats.leaks.row) == usable
+    assert found.total("evaluation").pairs == 0
+
+
+def test_no_sources():
+    found = audit_sides([], [])
+    assert named(found.repeats.leaks) == [] and found.total("evaluation").pairs == 0
+
+
+def test_a_comparison_may_contradict_itself():
+    row = make_row("p", ("a", "b", "a"), (0, 1, 2))
+    repeats = audit_sides([make_part([make_row("q"), row])], []).repeats
+    assert named(repeats.contradictions["training"]) == [("a.jsonl", 2, "a.jsonl", 2)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_comparison_keys_are_equal_where_comparisons_are(seed):
+    part = random_parts(seed, ["a"])[0]
+    rows = [row for row in part.rows if row["dropped"] != "malformed"]
+    keys = comparison_keys(make_part(rows).table.data)
+    assert keys.dtype == np.uint64
+    for i, j in combinations(range(len(rows)), 2):
+        assert (keys[i] == keys[j]) == (slow_identity(rows[i]) == slow_identity(rows[j]))
+
+
+def test_comparison_keys_know_ranks_and_not_their_numbers_or_order():
+    rows = [
+        make_row("p", "abc", (0, 1, 2)),
+        make_row("p", "cab", (9, 3, 5)),
+        make_row("p", "abc", (0, 1, 1)),
+        make_row("p", "abc", (0, 0, 1)),
+        make_row("q", "abc", (0, 1, 2)),
+        make_row("p", "abc", (0, 1, 2), kept=[0, 1]),
+        make_row("p", "aabc", (0, 0, 1, 2)),
+    ]
+    keys = comparison_keys(make_part(rows).table.data)
+    assert keys[0] == keys[1] == keys[5]
+    assert len(set(keys.tolist())) == 5
+
+
+def test_first_of_each():
+    assert first_of_each(np.array([], dtype=np.int64)).tolist() == []
+    generator = np.random.default_rng(0)
+    for kind in (np.int64, np.uint64):
+        keys = generator.integers(0, 5, 40).astype(kind) + np.iinfo(kind).max - kind(9)
+        seen: set = set()
+        expected = [not (key in seen or seen.add(key)) for key in keys.tolist()]
+        assert first_of_each(keys).tolist() == expected
+
+
+def test_mix_is_splitmix64():
+    """The first outputs of Java's SplittableRandom(1234567), as published with other ports."""
+    state = np.uint64(1234567) + np.uint64(0x9E3779B97F4A7C15) * np.arange(3, dtype=np.uint64)
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert mix(state).tolist() == expected
+
+
+@pytest.mark.parametrize("values", [[0], [5, 5], [0, 1], range(100), [3, 10_000_000]])
+def test_histogram(values):
+    histogram = Histogram()
+    for value in values:
+        histogram.add(np.array([value]))
+    assert histogram.results() == slow_spread(list(values))
+    for percent in (0, 1, 33.3, 99.5, 100):
+        expected = np.percentile(list(values), percent, method="inverted_cdf")
+        assert histogram.percentile(percent) == expected

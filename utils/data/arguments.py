@@ -1,0 +1,176 @@
+"""The flags that say what is read and how it becomes tokens."""
+
+from utils.arguments import InputError, require
+from utils.data.formats import FORMATS
+from utils.data.sources import parse_sources
+
+
+def add_data(parser) -> None:
+    """Add main.py's group of what it reads."""
+    add = parser.add_argument_group("data").add_argument
+    add(
+        "--data_path",
+        nargs="+",
+        default=["Dahoas/rm-static"],
+        help="training comparisons: JSON, JSONL, Parquet or CSV files (also .gz), folders with "
+        "train and test files, or hub names; PATH:0.3 is a weight (all of them or none have one; "
+        "an epoch then repeats nothing), PATH:5000 takes a fixed random sample of so many; or a "
+        "YAML file that lists sources, weights, caps and splits",
+    )
+    add(
+        "--eval_data_path",
+        nargs="+",
+        help="evaluation comparisons (of a folder or hub name the test or validation split, if it "
+        "has one); without it that split of --data_path, else prompts held out from it. Prompts "
+        "that train are removed from it",
+    )
+    add_format(add)
+    add(
+        "--eval_fraction",
+        type=float,
+        default=0.1,
+        help="share of the prompts held out where there is no evaluation set",
+    )
+    add(
+        "--data_split",
+        help="shares of the prompts for the steps of RLHF, e.g. 2,4,4: training takes the second "
+        "share of a shuffle by --seed; a single number or none takes everything",
+    )
+    add("--data_output_path", help="where tokenised data is cached (default: datasets' own cache)")
+    add("--num_workers", type=int, default=1, help="processes that tokenise")
+    add(
+        "--streaming",
+        action="store_true",
+        help="read the training data while it trains, in windows that are shuffled, and store "
+        "nothing of it; needs --max_steps and --eval_data_path",
+    )
+
+
+def add_data_checks(parser) -> None:
+    """Add main.py's group of what is looked at before training."""
+    add = parser.add_argument_group("checks of the data (a summary is printed at every start)")
+    add = add.add_argument
+    add(
+        "--audit_data",
+        action="store_true",
+        help="write what was found in the data to OUTPUT_DIR/audit (report, every bad row, "
+        "pictures) and train nothing",
+    )
+    add(
+        "--strict",
+        action="store_true",
+        help="end with exit code 3 before training, or after --audit_data, if something serious "
+        "is found: malformed or duplicate rows, contradictory labels, prompts on both sides",
+    )
+    add(
+        "--deduplicate",
+        choices=("off", "exact", "prompt"),
+        default="off",
+        help="keep the first of equal comparisons (exact), or the first of each prompt",
+    )
+    add(
+        "--max_bad_rows",
+        type=float,
+        default=0.001,
+        help="share of a source's rows that may be malformed: they are left out and counted",
+    )
+
+
+def add_tokenization(parser) -> None:
+    """Add main.py's group of how text becomes tokens."""
+    add = parser.add_argument_group("text to tokens").add_argument
+    add("--max_seq_len", type=int, default=512, help="longest sequence in tokens")
+    add(
+        "--overlength",
+        choices=("truncate_prompt", "drop", "truncate_end"),
+        default="truncate_prompt",
+        help="what to do with a comparison that is longer than --max_seq_len: cut its prompt from "
+        "the left (the answers stay whole), drop it, or cut its answers at the right",
+    )
+    add(
+        "--apply_chat_template",
+        action="store_true",
+        help="take a text prompt as one user message and render it with the tokenizer's chat "
+        "template (without one: Human and Assistant turns); messages are always rendered",
+    )
+    add_chat_template(add)
+    add("--add_eot_token", action="store_true", help="end every answer with <|endoftext|>")
+    add(
+        "--num_padding_at_beginning",
+        type=int,
+        help="how many tokens the tokenizer puts before every text that carry the id of the pad "
+        "or the end token (OPT: 1, Llama and GPT-2: 0); found out from the tokenizer, and a value "
+        "that contradicts it is an error",
+    )
+
+
+def add_format(add) -> None:
+    """Add --format, which main.py and rw_eval.py share, to a group."""
+    add(
+        "--format",
+        choices=FORMATS,
+        metavar="NAME",
+        help="layout of the rows, where their columns fit several (default: found by the columns): "
+        f"{', '.join(FORMATS)}",
+    )
+
+
+def add_chat_template(add) -> None:
+    """Add --chat_template, which main.py and rw_eval.py share, to a group."""
+    add(
+        "--chat_template",
+        metavar="FILE",
+        help="file with a Jinja template that renders messages instead of the tokenizer's own; "
+        "main.py saves it with the model",
+    )
+
+
+def check_data(parser, args) -> None:
+    """Exit with code 2 if a value of these groups cannot be meant."""
+    require(parser, args, 1, "num_workers")
+    require(parser, args, 8, "max_seq_len")
+    if not 0 < args.eval_fraction < 1:
+        parser.error(f"--eval_fraction is {args.eval_fraction}; it must lie between 0 and 1")
+    if not 0 <= args.max_bad_rows <= 1:
+        parser.error(f"--max_bad_rows is {args.max_bad_rows}; it must be from 0 to 1")
+    try:
+        parse_sources(args.data_path, "--data_path")
+        parse_sources(args.eval_data_path or [], "--eval_data_path")
+    except InputError as error:
+        parser.error(str(error))
+    args.data_split = _parse_split(parser, args.data_split)
+    if args.streaming:
+        _check_streaming(parser, args)
+
+
+def _check_streaming(parser, args) -> None:
+    if not args.max_steps or not args.eval_data_path:
+        parser.error(
+            "--streaming needs --max_steps, since nobody knows how long the data are, and "
+            "--eval_data_path, since nothing is held out"
+        )
+    others = {
+        "--audit_data": args.audit_data,
+        "--data_split": args.data_split,
+        "--deduplicate": args.deduplicate != "off",
+        "--max_tokens_per_micro_batch": args.max_tokens_per_micro_batch,
+    }
+    for flag, given in others.items():
+        if given:
+            parser.error(f"--streaming and {flag} exclude each other: rows come unseen")
+
+
+def _parse_split(parser, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        shares = [float(share) for share in text.split(",")]
+    except ValueError:
+        shares = []
+    if not shares or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
+        parser.error(f"--data_split is {text!r}; expected shares such as 2,4,4")
+    if len(shares) == 1:
+        return None
+    if shares[1] == 0:
+        parser.error(f"--data_split is {text!r}: the second share, which trains, is 0")
+    return shares

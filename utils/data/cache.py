@@ -1,0 +1,253 @@
+"""Tokenised rows in an Arrow file without padding: written once, mapped by all ranks and runs."""
+
+import gc
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import datasets
+import filelock
+import pyarrow as pa
+
+from utils import distributed
+from utils.arguments import InputError
+from utils.data import comparison, files, formats, messages, readers, tokenization
+from utils.data.comparison import Comparison
+from utils.data.files import RawRow, Rows, parse_row
+from utils.data.formats import Reader
+from utils.data.tokenization import MALFORMED, ComparisonTokenizer, dropped_row
+
+INTEGERS = pa.list_(pa.int32())
+SCHEMA = pa.schema(
+    {
+        "index": pa.int64(),
+        "input_ids": pa.list_(INTEGERS),
+        "answer_starts": INTEGERS,
+        "answers": INTEGERS,
+        "ranks": INTEGERS,
+        "grades": pa.list_(pa.float32()),
+        "votes": pa.list_(pa.float32()),
+        "weight": pa.float32(),
+        "dropped": pa.string(),
+        "problem": pa.string(),
+        "empty_answers": pa.int32(),
+        "long_answers": pa.int32(),
+        "cut": pa.int32(),
+        "prompt_tokens": pa.int32(),
+        "answer_tokens": INTEGERS,
+        "length": pa.int32(),
+        "shared": pa.int32(),
+        "tokens": pa.int32(),
+        "source": pa.string(),
+        "prompt_key": pa.int64(),
+        "answer_keys": pa.list_(pa.int64()),
+    }
+)
+
+# A piece of work ends at whichever comes first, so that memory is bounded for rows of any size.
+CHUNK_ROWS = 1000
+CHUNK_BYTES = 8 * 2**20
+# Whatever in the code changes the tokens is a part of the key.
+CODE = (comparison, files, formats, messages, readers, tokenization)
+
+
+class Encoder:
+    """Tokenises rows as they stand on disk.
+
+    Args:
+        tokenizer: makes token ids of comparisons.
+        reader: makes a comparison of a row (formats.py).
+        source: name of rows that name no source.
+    """
+
+    def __init__(self, tokenizer: ComparisonTokenizer, reader: Reader, source: str):
+        self.tokenizer, self.reader, self.source = tokenizer, reader, source
+
+    def rows(self, raw_rows: Iterable[RawRow]) -> list[dict]:
+        """The columns of SCHEMA but `index` for each row.
+
+        A row of which no comparison can be made is `malformed`, and `problem` says why.
+        """
+        read = [self._read(raw) for raw in raw_rows]
+        good = iter(self.tokenizer.rows([r for r in read if isinstance(r, Comparison)]))
+        return [
+            next(good) if isinstance(r, Comparison) else dropped_row(MALFORMED, self.source, r)
+            for r in read
+        ]
+
+    def table(self, first: int, raw_rows: Iterable[RawRow]) -> pa.RecordBatch:
+        """The same as a table with all columns, for rows that follow each other.
+
+        Args:
+            first: number of the first one.
+            raw_rows: dicts or lines of JSON.
+        """
+        with _no_collection():
+            rows = self.rows(raw_rows)
+            columns = {
+                name: [row[name] for row in rows] for name in SCHEMA.names if name != "index"
+            }
+            columns["index"] = range(first, first + len(rows))
+            return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
+
+    def _read(self, raw: RawRow) -> Comparison | str:
+        """A comparison, or what is wrong with the row."""
+        try:
+            return self.reader(parse_row(raw), self.source)
+        except ValueError as error:
+            return str(error).encode(errors="backslashreplace").decode()[:500]
+
+
+@contextmanager
+def _no_collection():
+    """Python's garbage collector walks all lists again and again, and none of them has a cycle."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def tokenize(
+    rows: Rows,
+    tokenizer: ComparisonTokenizer,
+    source: str,
+    layout: str | None = None,
+    folder: str | None = None,
+    num_workers: int = 1,
+) -> datasets.Dataset:
+    """Tokenise all rows, or map what an earlier run has tokenised.
+
+    The file's key covers the content of the data, the tokenizer with its template, the settings,
+    the layout, the source's name, the code and the versions of the libraries. A file is
+    put in place when it is complete; what a killed run left is written anew.
+
+    Args:
+        rows: of one split.
+        tokenizer: makes token ids of comparisons.
+        source: name of rows that name no source.
+        layout: name of the layout (formats.py); None: found by the columns.
+        folder: where the file is; None takes a folder in the cache of datasets.
+        num_workers: processes that tokenise.
+
+    Returns:
+        A row for each row of the source, with the columns of SCHEMA.
+
+    Raises:
+        InputError: a file cannot be read, or has the columns of no layout.
+    """
+    cache = Path(folder or Path(datasets.config.HF_DATASETS_CACHE) / "tokenized")
+    name = re.sub(r"[^\w.-]", "_", source)[-60:]
+    file = cache / f"{name}-{_key(rows, tokenizer, source, layout)}.arrow"
+    if not file.exists():
+        encoder = make_encoder(rows, tokenizer, source, layout)
+        cache.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{file}.lock"):
+            if not file.exists():  # nor did another run write it while this one waited
+                partial = file.with_suffix(".partial")
+                with pa.OSFile(str(partial), "wb") as out, pa.ipc.new_stream(out, SCHEMA) as writer:
+                    for batch in encode(rows, encoder, num_workers):
+                        writer.write_batch(batch)
+                os.replace(partial, file)
+    return datasets.Dataset.from_file(str(file))
+
+
+def make_encoder(
+    rows: Rows, tokenizer: ComparisonTokenizer, source: str, layout: str | None
+) -> Encoder:
+    """The Encoder of a split; the arguments are those of `tokenize`."""
+    reader = formats.find_reader(rows.columns(), rows.path, layout=layout)
+    return Encoder(tokenizer, reader, source)
+
+
+def encode(rows: Iterable[RawRow], encoder: Encoder, num_workers: int) -> Iterator[pa.RecordBatch]:
+    """Tokenise rows, a few thousand of which are held at once, in their order.
+
+    Args:
+        rows: dicts or lines of JSON.
+        encoder: makes a piece of the table.
+        num_workers: processes that do.
+    """
+    bar = distributed.progress(desc=f"Tokenising {encoder.source}", unit=" rows", leave=False)
+    if num_workers == 1:
+        batches = (encoder.table(*chunk) for chunk in _chunks(rows))
+    else:
+        batches = _encode_in_processes(rows, encoder, num_workers)
+    for batch in batches:
+        bar.update(len(batch))
+        yield batch
+    bar.close()
+
+
+def _encode_in_processes(rows, encoder, num_workers) -> Iterator[pa.RecordBatch]:
+    context = multiprocessing.get_context("fork")  # a tokenizer is slow to send
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # processes, not threads
+    waiting: deque = deque()
+    with ProcessPoolExecutor(num_workers, context, _set_encoder, (encoder,)) as pool:
+        try:
+            for chunk in _chunks(rows):
+                waiting.append(pool.submit(_encode, *chunk))
+                if len(waiting) > 2 * num_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process that tokenises was killed, as happens when memory is short: give fewer "
+                "--num_workers"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_encoder: Encoder  # of a process that tokenises
+
+
+def _set_encoder(encoder: Encoder) -> None:
+    global _encoder
+    _encoder = encoder
+
+
+def _encode(first: int, rows: list[RawRow]) -> pa.RecordBatch:
+    return _encoder.table(first, rows)
+
+
+def _chunks(rows: Iterable[RawRow]) -> Iterator[tuple[int, list[RawRow]]]:
+    """Rows that are worked on together, with the number of the first."""
+    chunk, size, first = [], 0, 0
+    for row in rows:
+        chunk.append(row)
+        size += len(row) if isinstance(row, bytes) else 0
+        if len(chunk) == CHUNK_ROWS or size > CHUNK_BYTES:
+            yield first, chunk
+            first += len(chunk)
+            chunk, size = [], 0
+    if chunk:
+        yield first, chunk
+
+
+def _key(rows: Rows, tokenizer: ComparisonTokenizer, source: str, layout: str | None) -> str:
+    content = (
+        rows.fingerprint(),
+        tokenizer.tokenizer.backend_tokenizer.to_str(),
+        str(tokenizer.tokenizer.chat_template),
+        str(tokenizer.tokenizer.special_tokens_map),
+        json.dumps(asdict(tokenizer.settings)),
+        source,
+        str(layout),
+        *(version(name) for name in ("transformers", "tokenizers")),
+        *(Path(module.__file__).read_text(encoding="utf-8") for module in CODE),
+    )
+    return hashlib.blake2b("\0".join(content).encode(), digest_size=16).hexdigest()

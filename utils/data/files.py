@@ -1,0 +1,244 @@
+"""Rows on disk or on the hub, by split, one after another: nothing here knows what they mean."""
+
+import codecs
+import gzip
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import datasets
+
+from utils.arguments import InputError
+
+BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+# An answer that spells NA or 7 is text.
+TEXT_COLUMNS = (
+    *("prompt", "chosen", "rejected", "response", "history", "human_ref_A", "human_ref_B"),
+    *("instruction", "input", "response1", "response2", "response_1", "response_2"),
+    *("question", "answer_0", "answer_1", "response_a", "response_b"),
+)
+CSV_OPTIONS = {"keep_default_na": False, "converters": dict.fromkeys(TEXT_COLUMNS, str)}
+
+MAX_ROW_BYTES = 16 * 2**20  # a line that is longer is not held in memory
+PEEK = 100  # rows that are looked at to find the columns
+
+UNREADABLE = (
+    datasets.exceptions.DatasetGenerationError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    StopIteration,
+    EOFError,
+    zlib.error,
+)
+
+RawRow = bytes | object
+
+
+def parse_row(raw: RawRow) -> dict:
+    """A row as a dict of columns.
+
+    Args:
+        raw: a line of JSON, or what was parsed already.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    row = _parse_line(raw) if isinstance(raw, bytes) else raw
+    if not isinstance(row, dict):
+        raise ValueError(f"found {type(row).__name__}; expected one JSON object a line")
+    return row
+
+
+def _parse_line(line: bytes):
+    if len(line) > MAX_ROW_BYTES:
+        raise ValueError(f"the line is longer than {MAX_ROW_BYTES // 2**20} MiB")
+    try:
+        return json.loads(line.decode("utf-8-sig").strip())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{error.reason}; expected UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg}; expected one JSON object a line") from error
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a split; can be read again and again.
+
+    Attributes:
+        path: as the user gave it, for messages.
+        files: local ones; () where `table` has the rows.
+        table: a data set of the hub, mapped or streamed.
+    """
+
+    path: str
+    files: tuple[str, ...] = ()
+    table: Iterable[dict] = field(default=(), repr=False)
+
+    def __iter__(self) -> Iterator[RawRow]:
+        """Rows in order: dicts, or of JSON lines the lines; InputError where one cannot be read."""
+        try:
+            yield from self.table
+            for file in self.files:
+                yield from _read_file(file)
+        except UNREADABLE as error:
+            reason = str(error.__cause__ or error).splitlines()[:1] or ["it has no rows"]
+            raise InputError(f"{self.path}: cannot be read: {reason[0]}") from error
+
+    def columns(self) -> list[str]:
+        """Columns of the first rows together; InputError if there is no row."""
+        return find_columns(islice(self, PEEK), self.path)
+
+    def fingerprint(self) -> str:
+        """A hash of the content."""
+        if not self.files:
+            return self.table._fingerprint
+        digest = hashlib.blake2b(digest_size=16)
+        for path in self.files:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+        return digest.hexdigest()
+
+
+def find_columns(rows: Iterable[RawRow], path: str) -> list[str]:
+    """The columns of some rows together, since JSON lines need not have the same ones.
+
+    Raises:
+        InputError: there is no row, or none that can be parsed.
+    """
+    found: dict[str, None] = {}
+    problem = ""
+    for number, raw in enumerate(rows, 1):
+        try:
+            found |= dict.fromkeys(parse_row(raw))
+        except ValueError as error:
+            problem = problem or f"row {number}: {error}"
+    if not found:
+        raise InputError(f"{path}: {problem or 'no rows'}")
+    return list(found)
+
+
+def open_splits(
+    path: str, cache_dir: str | None = None, subset: str | None = None, streaming: bool = False
+) -> dict[str, Rows]:
+    """The splits of a file, folder or hub data set.
+
+    Args:
+        path: local path or hub name.
+        cache_dir: where a download is kept; None takes the default of datasets.
+        subset: configuration of a hub data set.
+        streaming: whether nothing of the hub is stored.
+
+    Raises:
+        InputError: there is no such thing, or it is no table.
+    """
+    builder = _builder(path)
+    if os.path.isfile(path):
+        if builder is None:
+            raise InputError(f"{path}: expected a file that ends in {', '.join(BUILDERS)} (or .gz)")
+        return {"train": Rows(path, (path,))}
+    if not os.path.exists(path) and (builder or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)):
+        raise InputError(f"{path}: no such file or folder (--data_path, --eval_data_path)")
+    try:
+        if os.path.isdir(path):
+            return _open_folder(path)
+        raw = _load_dataset(path, subset, cache_dir=cache_dir, streaming=streaming)
+        return {name: Rows(path, table=table) for name, table in raw.items()}
+    except UNREADABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if os.path.exists(path):
+            raise InputError(f"{path}: cannot be read: {reason}") from error
+        raise InputError(
+            f"{path}: neither a local path nor a data set that the hub gave: {reason}. "
+            "Without network, give a local file or folder"
+        ) from error
+
+
+def train_and_test(
+    splits: dict[str, Rows], path: str, split: str | None = None
+) -> tuple[Rows, Rows | None]:
+    """The rows to train, and where there is a test or validation split, those.
+
+    Args:
+        splits, path: as `open_splits` gives and takes them.
+        split: the one to train, instead of that named train; then there is no other.
+
+    Raises:
+        InputError: there is no such split.
+    """
+    if split is None and len(splits) == 1:
+        return next(iter(splits.values())), None
+    if (split or "train") not in splits:
+        raise InputError(
+            f"{path}: has the splits {', '.join(splits)}; expected one named {split or 'train'}"
+        )
+    test = splits.get("test", splits.get("validation")) if split is None else None
+    return splits[split or "train"], test
+
+
+def _open_folder(path: str) -> dict[str, Rows]:
+    """datasets knows which files of a folder belong to which split."""
+    found = datasets.load_dataset_builder(path).config.data_files
+    files = {str(split): tuple(map(str, names)) for split, names in found.items()}
+    for name in (name for names in files.values() for name in names):
+        if _builder(name) is None:
+            raise InputError(f"{name}: expected a file that ends in {', '.join(BUILDERS)} (or .gz)")
+    return {split: Rows(path, names) for split, names in files.items()}
+
+
+def _builder(path: str) -> str | None:
+    return BUILDERS.get(os.path.splitext(path.removesuffix(".gz"))[1].lower())
+
+
+def _read_file(path: str) -> Iterator[RawRow]:
+    builder = _builder(path)
+    if builder == "json":
+        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+            yield from _json_rows(file, path)
+    else:
+        options = CSV_OPTIONS if builder == "csv" else {}
+        yield from _load_dataset(builder, data_files=path, streaming=True, **options)["train"]
+
+
+def _load_dataset(*words, **options):
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # an InputError says it
+    return datasets.load_dataset(*words, **options)
+
+
+def _json_rows(file, path: str) -> Iterator[RawRow]:
+    """Lines that are not blank; of a JSON array its elements."""
+    is_array = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+    file.seek(0)
+    if is_array:
+        yield from _json_array(file.read(), path)
+        return
+    while line := file.readline(MAX_ROW_BYTES + 1):
+        is_cut = len(line) > MAX_ROW_BYTES
+        while is_cut and not line.endswith(b"\n"):
+            rest = file.readline(MAX_ROW_BYTES)
+            is_cut = bool(rest) and not rest.endswith(b"\n")
+        if line.strip():
+            yield line
+
+
+def _json_array(content: bytes, path: str) -> list:
+    fault, line = "", 1
+    try:
+        rows = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        fault, line = error.reason, content.count(b"\n", 0, error.start) + 1
+    except json.JSONDecodeError as error:
+        fault, line = error.msg, error.lineno
+    except RecursionError:
+        fault = "nested too deeply"
+    if fault:
+        raise InputError(f"{path}, line {line}: {fault}; expected a list of JSON objects")
+    return rows

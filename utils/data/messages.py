@@ -1,0 +1,135 @@
+"""Messages as data sets write them, brought into one form.
+
+A message is {"role", "content"} as chat templates take it, both texts, and in some "name",
+"tool_call_id" (texts) and "tool_calls" (a list of dicts). Columns of a table have one type, so that
+a field of one row is null in all others: null fields are as if they were not there.
+"""
+
+import json
+
+from utils.data.comparison import MAX_DEPTH, Message, check_text, shorten
+
+# ShareGPT's names, and what chat templates call them. LLaMA-Factory (data/README.md) has human,
+# gpt, system, function_call and observation; others are in the sets that ShareGPT's users shared.
+ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    **dict.fromkeys(
+        ("gpt", "assistant", "chatgpt", "bard", "bing", "claude", "model"), "assistant"
+    ),
+    "function_call": "assistant",
+    **dict.fromkeys(("observation", "tool", "function_response"), "tool"),
+}
+
+
+def read_messages(value, role: str) -> list[Message]:
+    """Messages in one form; a text is one message of the given role.
+
+    Args:
+        value: text, or a list of dicts: role, content as in TRL and the OpenAI API, or from, value
+            as in ShareGPT. Content may be a list of parts [{"type": "text", "text": ...}], which
+            are joined, and null where the message calls tools.
+
+    Raises:
+        ValueError: it is neither, a part is no text, or a field has another type.
+    """
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise ValueError(f"found {shorten(value)}; expected text or a list of messages")
+    return [_read_message(message) for message in value]
+
+
+def read_list(name: str, value) -> list:
+    """A list, or its JSON text.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, str):
+        value = _parse(name, value)
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is {type(value).__name__}; expected a list")
+    return value
+
+
+def read_tools(value) -> list[dict] | None:
+    """JSON schemas of functions, or their JSON text; None if there are none.
+
+    Raises:
+        ValueError: it is no list of dicts, or nested too deep.
+    """
+    return without_nulls("tools", read_list("tools", value)) if value not in ("", []) else None
+
+
+def without_nulls(name: str, value, depth: int = 0):
+    """A JSON value without the fields of dicts that are null.
+
+    Raises:
+        ValueError: it is nested deeper than MAX_DEPTH.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{name} is nested deeper than {MAX_DEPTH}")
+    if isinstance(value, list):
+        return [without_nulls(name, part, depth + 1) for part in value]
+    if isinstance(value, dict):
+        parts = {key: part for key, part in value.items() if part is not None}
+        return {key: without_nulls(name, part, depth + 1) for key, part in parts.items()}
+    return value
+
+
+def _read_message(message: dict) -> Message:
+    if message.get("role") is None and message.get("from") is not None:
+        message = _from_sharegpt(message)
+    read = {"role": message.get("role"), "content": message.get("content")}
+    for key in ("name", "tool_call_id"):
+        if message.get(key) is not None:
+            check_text(key, message[key])
+            read[key] = message[key]
+    calls = message.get("tool_calls")
+    if calls is not None and calls != []:
+        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+            raise ValueError(f"tool_calls is {shorten(calls)}; expected a list of calls")
+        read["tool_calls"] = without_nulls("tool_calls", calls)
+        read["content"] = read["content"] or ""
+    if isinstance(read["content"], list):
+        read["content"] = _join_parts(read["content"])
+    if not isinstance(read["role"], str) or not isinstance(read["content"], str):
+        raise ValueError(f"found {shorten(message)}; expected a message with role and content")
+    return read
+
+
+def _join_parts(parts: list) -> str:
+    if not parts:
+        raise ValueError("content has no parts")
+    texts = []
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            raise ValueError(f"content has {shorten(part)}; expected parts of the type text")
+        check_text("a part of the content", part.get("text"))
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _from_sharegpt(message: dict) -> dict:
+    """{"from", "value"} with the field's usual names; the value of a function call is its JSON."""
+    role, value = message["from"], message.get("value")
+    if not isinstance(role, str) or role not in ROLES:
+        raise ValueError(f"from is {shorten(role)}; expected one of {', '.join(ROLES)}")
+    if role != "function_call":
+        return {"role": ROLES[role], "content": value}
+    check_text("function_call", value)
+    calls = _parse("function_call", value)
+    calls = calls if isinstance(calls, list) else [calls]  # one call, or several at once
+    if not all(isinstance(call, dict) for call in calls):
+        raise ValueError(f"function_call is {shorten(calls)}; expected objects with a name")
+    calls = [{"type": "function", "function": call} for call in calls]
+    return {"role": ROLES[role], "tool_calls": calls}
+
+
+def _parse(name: str, text: str):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is text, but no JSON: {error}") from None

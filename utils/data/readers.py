@@ -1,0 +1,269 @@
+"""How a row of each column layout is read; formats.py says which layouts there are.
+
+Each reader makes a Comparison of a row, a dict with the layout's columns, and the name of its
+source. It raises ValueError for a bad row.
+"""
+
+import math
+import os
+import re
+
+from utils.data.comparison import (
+    Comparison,
+    Message,
+    check_number,
+    check_text,
+    ranks_from_scores,
+    shorten,
+)
+from utils.data.messages import read_list, read_messages
+
+TURN = "\n\nAssistant:"
+
+# Ranks for what Arena's column `winner` says.
+WINNERS = {
+    "model_a": (0, 1),
+    "model_b": (1, 0),
+    "tie": (0, 0),
+    "tie (bothbad)": (0, 0),
+    "both_bad": (0, 0),
+}
+
+
+def pairs(row, source):
+    """prompt, chosen, rejected: texts, or chat messages (TRL's preference type)."""
+    return _comparison(row["prompt"], (row["chosen"], row["rejected"]), (0, 1), source)
+
+
+def transcripts(row, source):
+    """chosen, rejected: whole dialogues (Anthropic HH), or whole message lists."""
+    texts = (row["chosen"], row["rejected"])
+    if all(isinstance(text, list) for text in texts):
+        return _comparison([], texts, (0, 1), source)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("chosen and rejected are neither two texts nor two lists of messages")
+    shared = os.path.commonprefix(texts)
+    start = shared.rfind(TURN)
+    cut = start + len(TURN) if start >= 0 else 0
+    return Comparison(shared[:cut], [text[cut:] for text in texts], (0, 1), source)
+
+
+def sharegpt(row, source):
+    """conversations, chosen, rejected, perhaps system: LLaMA-Factory's data/README.md.
+
+    Messages are {"from", "value"}; each answer is one of them, or a text.
+    """
+    prompt = read_messages(_list(row, "conversations"), "user")
+    system = row.get("system")
+    if system and prompt and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": system}, *prompt]
+    answers = [[a] if isinstance(a, dict) else a for a in (row["chosen"], row["rejected"])]
+    return _comparison(prompt, answers, (0, 1), source)
+
+
+def scored(row, source):
+    """prompt, responses, scores: K answers, the higher score is better."""
+    scores = _numbers("scores", _list(row, "scores"))
+    ranks = ranks_from_scores(scores)
+    return _comparison(row["prompt"], _list(row, "responses"), ranks, source, scores)
+
+
+def ranked(row, source):
+    """prompt, responses, ranks: K answers, the lower rank is better."""
+    ranks = ranks_from_scores([-rank for rank in _numbers("ranks", _list(row, "ranks"))])
+    return _comparison(row["prompt"], _list(row, "responses"), ranks, source)
+
+
+def voted(row, source):
+    """prompt, responses, votes: K answers, the one with more votes is better."""
+    votes = _numbers("votes", _list(row, "votes"), least=0)
+    ranks = ranks_from_scores(votes)
+    return _comparison(row["prompt"], _list(row, "responses"), ranks, source, votes=votes)
+
+
+def unranked(row, source):
+    """prompt, responses: K answers that nobody ranked."""
+    answers = _list(row, "responses")
+    return _comparison(row["prompt"], answers, [0] * len(answers), source)
+
+
+def single(row, source):
+    """prompt, response: one answer."""
+    return _comparison(row["prompt"], [row["response"]], [0], source)
+
+
+def webgpt(row, source):
+    """openai/webgpt_comparisons: a question and two answers with scores."""
+    scores = _numbers("scores", (row["score_0"], row["score_1"]))
+    question = row["question"]
+    text = question.get("full_text") if isinstance(question, dict) else question
+    answers, ranks = (row["answer_0"], row["answer_1"]), ranks_from_scores(scores)
+    return _comparison(_question(text), answers, ranks, source, scores)
+
+
+def shp(row, source):
+    """stanfordnlp/SHP: a post and two comments; labels is 1 where the first is preferred.
+
+    score_ratio, the preferred comment's votes by the other's (at least 1), is taken for the odds:
+    its natural logarithm is the margin.
+    """
+    ranks = (0, 1) if _one_of(row, "labels", (0, 1)) == 1 else (1, 0)
+    grades = None
+    if row.get("score_ratio") is not None:
+        margin = math.log(check_number("score_ratio", row["score_ratio"], least=1))
+        grades = [margin if rank == 0 else 0 for rank in ranks]
+    answers = (row["human_ref_A"], row["human_ref_B"])
+    return _comparison(_question(row["history"]), answers, ranks, source, grades)
+
+
+def ultrafeedback(row, source):
+    """openbmb/UltraFeedback: an instruction and completions with an overall_score of 1 to 10."""
+    scores = _numbers("overall_score", _parts(row, "completions", "overall_score"))
+    answers, ranks = _parts(row, "completions", "response"), ranks_from_scores(scores)
+    return _comparison(_question(row["instruction"]), answers, ranks, source, scores)
+
+
+def helpsteer2(row, source):
+    """nvidia/HelpSteer2, preference/: preference_strength -3 (first is much better) to 3.
+
+    A prompt of several turns has lines <extra_id_1>Assistant and <extra_id_1>User between them.
+    """
+    grades = _grades("preference_strength", row["preference_strength"])
+    first, *others = re.split(r"\n<extra_id_1>(User|Assistant)\n", _text(row, "prompt"))
+    prompt = _question(first)
+    for role, text in zip(others[::2], others[1::2], strict=True):
+        prompt.append({"role": role.lower(), "content": text})
+    answers = (row["response_1"], row["response_2"])
+    return _comparison(prompt, answers, ranks_from_scores(grades), source, grades)
+
+
+def helpsteer3(row, source):
+    """nvidia/HelpSteer3, preference/: as HelpSteer2, with each annotator's score of -3 to 3."""
+    grades = _grades("overall_preference", row["overall_preference"])
+    votes = None
+    if row.get("individual_preference") is not None:
+        parts = _parts(row, "individual_preference", "score")
+        each = [_grades("individual_preference", score) for score in parts]
+        votes = _votes([(first > second) + 2 * (first < second) for first, second in each])
+    answers, ranks = (row["response1"], row["response2"]), ranks_from_scores(grades)
+    return _comparison(_list(row, "context"), answers, ranks, source, grades, votes)
+
+
+def nectar(row, source):
+    """berkeley-nest/Nectar: a prompt with its turns in the text, answers with a rank from 1."""
+    ranks = ranks_from_scores([-rank for rank in _numbers("rank", _parts(row, "answers", "rank"))])
+    return _comparison(row["prompt"], _parts(row, "answers", "answer"), ranks, source)
+
+
+def arena(row, source):
+    """lmsys/chatbot_arena_conversations, lmarena-ai/arena-human-preference-140k."""
+    conversations = (_list(row, "conversation_a"), _list(row, "conversation_b"))
+    return _comparison([], conversations, WINNERS[_one_of(row, "winner", tuple(WINNERS))], source)
+
+
+def arena_55k(row, source):
+    """lmsys/lmsys-arena-human-preference-55k: JSON texts of the user's and each model's turns."""
+    questions, conversations = _list(row, "prompt"), []
+    for column in ("response_a", "response_b"):
+        answers = _list(row, column)
+        if len(answers) != len(questions):
+            raise ValueError(f"{column} has {len(answers)} turns, but prompt {len(questions)}")
+        turns = zip(questions, answers, strict=True)
+        pairs = [(*_question(q), {"role": "assistant", "content": a}) for q, a in turns]
+        conversations.append([message for pair in pairs for message in pair])
+    won = [_one_of(row, f"winner_{name}", (0, 1)) for name in ("model_a", "model_b", "tie")]
+    if sum(won) != 1:
+        raise ValueError(f"winner_model_a, winner_model_b, winner_tie are {won}; expected one 1")
+    return _comparison([], conversations, ((0, 1), (1, 0), (0, 0))[won.index(1)], source)
+
+
+def pandalm(row, source):
+    """WeOpenML/PandaLM, data/testset-v1.json: three annotators say 1, 2 or 0, a tie.
+
+    The input stands below the instruction; without one it is null or NaN there.
+    """
+    text, more = _text(row, "instruction"), row["input"]
+    if more is not None and more != "" and not (isinstance(more, float) and math.isnan(more)):
+        text = f"{text}\n\n{_text(row, 'input')}"
+    votes = _votes([_one_of(row, f"annotator{i}", (0, 1, 2)) for i in (1, 2, 3)])
+    answers, ranks = (row["response1"], row["response2"]), ranks_from_scores(votes)
+    return _comparison(_question(text), answers, ranks, source, votes=votes)
+
+
+def _comparison(prompt, responses, ranks, source, grades=None, votes=None) -> Comparison:
+    """Texts as they are; where one is a list of messages, all become conversations.
+
+    The messages that all conversations share are the prompt; what follows are the answers.
+    """
+    if not any(isinstance(part, list) for part in (prompt, *responses)):
+        return Comparison(prompt, responses, ranks, source, grades, votes)
+    if not responses:
+        raise ValueError("no answers")
+    conversations = [_conversation(prompt, response) for response in responses]
+    # An answer needs a message of its own, also where one conversation begins another.
+    shared = 0
+    for turn in zip(*(conversation[:-1] for conversation in conversations), strict=False):
+        if any(message != turn[0] for message in turn):
+            break
+        shared += 1
+    answers = [conversation[shared:] for conversation in conversations]
+    if all(len(answer) == 1 and _says_text_alone(answer[0]) for answer in answers):
+        answers = [answer[0]["content"] for answer in answers]
+    return Comparison(conversations[0][:shared], answers, ranks, source, grades, votes)
+
+
+def _conversation(prompt, response) -> list[Message]:
+    """The whole conversation, whether or not the response repeats the prompt's messages."""
+    before, after = read_messages(prompt, "user"), read_messages(response, "assistant")
+    return after if after[: len(before)] == before else before + after
+
+
+def _says_text_alone(message: Message) -> bool:
+    return message["role"] == "assistant" and message.keys() == {"role", "content"}
+
+
+def _question(text) -> list[Message]:
+    return [{"role": "user", "content": text}]
+
+
+def _grades(column, strength) -> list[float]:
+    """Grades of two answers whose difference is |strength|; negative: the first is better."""
+    check_number(column, strength, -3, 3)
+    return [max(-strength, 0), max(strength, 0)]
+
+
+def _votes(choices: list[int]) -> list[float] | None:
+    """Votes for two answers of annotators who chose 1, 2 or 0, a tie: half a vote for each."""
+    half = choices.count(0) / 2
+    return [choices.count(1) + half, choices.count(2) + half] if choices else None
+
+
+def _list(row, column) -> list:
+    return read_list(column, row[column])
+
+
+def _parts(row, column, field) -> list:
+    """One field of each dict in a list."""
+    parts = _list(row, column)
+    for part in parts:
+        if not isinstance(part, dict) or field not in part:
+            raise ValueError(f"{column} has {shorten(part)}; expected a field {field}")
+    return [part[field] for part in parts]
+
+
+def _text(row, column) -> str:
+    check_text(column, row[column])
+    return row[column]
+
+
+def _numbers(column, values, **limits) -> list[float]:
+    return [check_number(column, value, **limits) for value in values]
+
+
+def _one_of(row, column, choices: tuple):
+    """The one of `choices` that the column has."""
+    found = [choice for choice in choices if row[column] == choice]
+    if not found:
+        listed = ", ".join(map(str, choices))
+        raise ValueError(f"{column} is {shorten(row[column])}; expected one of {listed}")
+    return found[0]

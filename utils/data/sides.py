@@ -1,0 +1,174 @@
+"""The two sides of a run, what trains and what evaluates, with all rows of all sources."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from utils import distributed
+from utils.data import cache, files
+from utils.data.sources import Source, parse_sources
+from utils.data.tokenization import TIED, ComparisonTokenizer
+
+
+@dataclass
+class Part:
+    """The rows of a split on one side.
+
+    Attributes:
+        source: where they come from.
+        label: its path, and which split.
+        table: all rows of the split, tokenised (cache.py).
+        taken: bool [n], the rows that this side uses.
+    """
+
+    source: Source
+    label: str
+    table: datasets.Dataset
+    taken: np.ndarray
+
+    def keys(self) -> np.ndarray:
+        """Hashes of the prompts of all rows, int64 [n]."""
+        return self.table.data.column("prompt_key").to_numpy()
+
+
+@dataclass
+class Sides:
+    """All rows of all sources, by what they are for.
+
+    Attributes:
+        train: parts that train.
+        evaluation: parts that evaluate; those that were held out share tables with `train`.
+    """
+
+    train: list[Part]
+    evaluation: list[Part]
+
+
+def load_sides(args, encoder: ComparisonTokenizer) -> Sides:
+    """Tokenise all sources and give their rows to the sides; nothing is left out but by the split.
+
+    Without an evaluation set, prompts are held out from the sources that have no test split.
+
+    Raises:
+        InputError: a source cannot be read.
+    """
+    train, evaluation = [], []
+    given, without_test = bool(args.eval_data_path), []
+    for source in parse_sources(args.data_path, "--data_path", args.format):
+        rows, test = load_source(source, encoder, args.data_output_path, args.num_workers)
+        part = _part(source, source.path, rows, args.tie_threshold > 0)
+        if args.data_split:
+            taken = np.flatnonzero(part.taken)
+            chosen = split_by_prompt(part.keys()[taken], args.data_split, args.seed)[1]
+            part.taken = _mask(part, taken[chosen])
+        _cap(part)
+        train.append(part)
+        if test is None:
+            without_test.append(part)
+        elif not given:
+            evaluation.append(_part(source, f"{source.path} (test)", test))
+    evaluation += load_evaluation(args, encoder)
+    if without_test and not given:
+        evaluation += _hold_out(train, without_test, args.eval_fraction)
+    return Sides(train, evaluation)
+
+
+def load_evaluation(args, encoder) -> list[Part]:
+    """The parts that --eval_data_path names."""
+    parts = []
+    for source in parse_sources(args.eval_data_path or [], "--eval_data_path", args.format):
+        rows, test = load_source(source, encoder, args.data_output_path, args.num_workers)
+        parts.append(_part(source, source.path, rows if test is None else test))
+        _cap(parts[-1])
+    return parts
+
+
+def load_source(
+    source: Source,
+    encoder: ComparisonTokenizer,
+    cache_dir: str | None = None,
+    num_workers: int = 1,
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Read and tokenise one file, folder or hub data set, or map what was tokenised before.
+
+    The first process of each node does the work.
+
+    Args:
+        source: what to read.
+        encoder: makes token ids of comparisons.
+        cache_dir: where tokenised rows are kept (cache.tokenize).
+        num_workers: processes that tokenise.
+
+    Returns:
+        All rows to train, and those of a test or validation split if there is one; also those that
+        cannot train: `dropped` says why.
+    """
+    with distributed.first_on_node():
+        splits = files.open_splits(source.path, cache_dir, source.subset)
+        wanted = files.train_and_test(splits, source.path, source.split)
+        train, test = (
+            cache.tokenize(rows, encoder, source.name, source.format, cache_dir, num_workers)
+            if rows is not None
+            else None
+            for rows in wanted
+        )
+    return train, test
+
+
+def split_by_prompt(
+    prompt_keys: np.ndarray, shares: Sequence[float], seed: int
+) -> list[np.ndarray]:
+    """Split rows by prompt: all rows of a prompt fall into one share.
+
+    Args:
+        prompt_keys: int64 [n], equal for equal prompts.
+        shares: relative sizes, counted in prompts.
+        seed: of the shuffle.
+
+    Returns:
+        The row numbers of each share, ascending.
+    """
+    prompts, row_prompt = np.unique(prompt_keys, return_inverse=True)
+    place = np.random.default_rng(seed).permutation(len(prompts))
+    ends = np.round(np.cumsum(shares) / np.sum(shares) * len(prompts))
+    share_of_row = np.searchsorted(ends, place[row_prompt], side="right")
+    return [np.flatnonzero(share_of_row == share) for share in range(len(shares))]
+
+
+def _part(source: Source, label: str, table: datasets.Dataset, ties: bool = False) -> Part:
+    usable = pa.array(["", TIED] if ties else [""])
+    return Part(source, label, table, pc.is_in(table.data.column("dropped"), usable).to_numpy())
+
+
+def _hold_out(train: list[Part], candidates: list[Part], fraction: float) -> list[Part]:
+    """Take a share of the candidates' prompts away from all that trains; they evaluate."""
+    keys = np.concatenate([part.keys()[part.taken] for part in candidates])
+    # The same prompts whatever the seed is, so that runs can be compared.
+    _, rows = split_by_prompt(keys, [1 - fraction, fraction], seed=0)
+    held_out = np.unique(keys[rows])
+    parts = []
+    for part in train:
+        is_held_out = np.isin(part.keys(), held_out)
+        if any(part is candidate for candidate in candidates):
+            tied = pc.equal(part.table.data.column("dropped"), TIED).to_numpy()  # ties only train
+            taken = part.taken & is_held_out & ~tied
+            parts.append(Part(part.source, f"{part.label} (held out)", part.table, taken))
+        part.taken &= ~is_held_out
+    return parts
+
+
+def _cap(part: Part) -> None:
+    taken = np.flatnonzero(part.taken)
+    if part.source.cap is not None and len(taken) > part.source.cap:
+        sample = np.random.default_rng(0).permutation(taken)[: part.source.cap]
+        part.taken = _mask(part, sample)
+
+
+def _mask(part: Part, rows: np.ndarray) -> np.ndarray:
+    mask = np.zeros(len(part.table), dtype=bool)
+    mask[rows] = True
+    return mask

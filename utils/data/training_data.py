@@ -1,0 +1,273 @@
+"""Which comparisons train and which evaluate: chosen from what was read, and counted."""
+
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from utils import distributed
+from utils.arguments import InputError
+from utils.data import audit, cache, files, tokenization
+from utils.data.sampling import Mixture
+from utils.data.sides import Part, Sides, load_evaluation
+from utils.data.sources import parse_sources
+from utils.data.tokenization import MALFORMED, TIED, ComparisonTokenizer
+
+TRAINING_COLUMNS = (
+    *("index", "input_ids", "answer_starts", "answers", "ranks", "grades", "votes", "weight"),
+    *("length", "shared", "tokens", "source", "prompt_key"),
+)
+SHOWN = 5  # malformed rows that an error names
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains and evaluates on.
+
+    Attributes:
+        train, evaluation: comparisons with TRAINING_COLUMNS; of a stream nobody has those to train.
+        train_sizes, evaluation_sizes: int32 arrays [n] of them: tokens, length, and the number of
+            answers (arrays, since lists of millions of numbers are slow).
+        mixture: how epochs are drawn from sources with weights; None: all comparisons, once.
+        counts: what was read, kept and left out, for training_args.json.
+    """
+
+    train: datasets.Dataset | None
+    evaluation: datasets.Dataset
+    train_sizes: dict[str, np.ndarray] | None
+    evaluation_sizes: dict[str, np.ndarray]
+    mixture: Mixture | None
+    counts: dict
+
+
+def choose(args, sides: Sides) -> TrainingData:
+    """Take from each side what trains and evaluates: no duplicates, no leaks, caps and weights.
+
+    Raises:
+        InputError: too many rows are malformed, or nothing usable is left.
+    """
+    tables = [part.table for part in sides.train]
+    given = [p for p in sides.evaluation if not any(p.table is table for table in tables)]
+    counts: dict = {
+        "train": _count(sides.train, args.max_bad_rows, args.tie_threshold > 0),
+        "eval": _count(given, args.max_bad_rows),  # what was held out is counted where it trains
+        "duplicates_removed": _remove_duplicates(sides.train, args.deduplicate),
+        "leaks_removed": _remove_leaks(sides),
+    }
+    train, evaluation = _join(sides.train), _join(sides.evaluation)
+    counts["train_comparisons"], counts["eval_comparisons"] = len(train), len(evaluation)
+    if not len(train) or not len(evaluation):
+        raise InputError(
+            f"{', '.join(args.data_path)}: no usable comparison is left "
+            f"{'to evaluate' if len(train) else 'to train'} after the split by prompt "
+            f"({counts['leaks_removed']:,} were removed from the evaluation because their prompts "
+            "train too); give more data, another --eval_data_path, --eval_fraction or --data_split"
+        )
+    mixture = _mixture(sides.train)
+    distributed.log(f"{len(train):,} comparisons to train, {len(evaluation):,} to evaluate")
+    _check_columns(args, sides.train)
+    sizes = _sizes(sides.train), _sizes(sides.evaluation)
+    return TrainingData(train, evaluation, *sizes, mixture, counts)
+
+
+def open_stream(args, encoder: ComparisonTokenizer):
+    """Open what trains for reading while it trains, and load what evaluates.
+
+    Returns:
+        The rows of each source with what tokenises them, and the weights of the sources (None:
+        they have none), as TrainingStream takes them; and a TrainingData without `train`.
+
+    Raises:
+        InputError: a source cannot be read, or nothing to evaluate is usable.
+    """
+    opened = []
+    sources = parse_sources(args.data_path, "--data_path", args.format)
+    for source in sources:
+        if source.cap is not None:
+            raise InputError(f"{source.path}: a cap ({source.cap}) does not go with --streaming")
+        splits = files.open_splits(source.path, None, source.subset, streaming=True)
+        rows, _ = files.train_and_test(splits, source.path, source.split)
+        opened.append((rows, cache.make_encoder(rows, encoder, source.name, source.format)))
+    weights = None if sources[0].weight is None else [source.weight for source in sources]
+    parts = load_evaluation(args, encoder)
+    counts = {"train": {}, "eval": _count(parts, args.max_bad_rows)}
+    evaluation = _join(parts)
+    distributed.log(
+        f"{len(evaluation):,} comparisons to evaluate; whether their prompts train too is not "
+        "known of a stream"
+    )
+    counts |= {"train_comparisons": None, "eval_comparisons": len(evaluation)}
+    return opened, weights, TrainingData(None, evaluation, None, _sizes(parts), None, counts)
+
+
+def count_rows(table: datasets.Dataset, ties: bool = False) -> dict:
+    """What was read from a source and what was dropped, with the first malformed row named.
+
+    Args:
+        table: as `load_source` gives it.
+        ties: whether comparisons whose answers are all tied are kept.
+    """
+    data = table.data
+    reasons = {
+        entry["values"]: entry["counts"]
+        for entry in pc.value_counts(data.column("dropped")).to_pylist()
+    }
+    usable = ["", TIED] if ties else [""]
+    kept = sum(reasons.pop(reason, 0) for reason in usable)
+    kept_rows = pc.is_in(data.column("dropped"), pa.array(usable))
+    columns = {tokenization.EMPTY: "empty_answers", tokenization.TOO_LONG: "long_answers"}
+    answers = {
+        reason: number
+        for reason, column in columns.items()
+        if (number := pc.sum(data.column(column).filter(kept_rows)).as_py())
+    }
+    if MALFORMED in reasons:
+        number = reasons.pop(MALFORMED)
+        reasons[f"{MALFORMED}, first: {_malformed(table, 1)[0]}"] = number
+    return {
+        "comparisons": len(table),
+        "kept": kept,
+        "dropped": reasons,
+        "dropped_answers": answers,
+        "truncated": pc.sum(pc.greater(data.column("cut").filter(kept_rows), 0)).as_py() or 0,
+    }
+
+
+def describe(path: str, count: dict) -> str:
+    """One line on what was read from a source and what was dropped."""
+    line = f"{path}: {count['comparisons']:,} comparisons, {count['kept']:,} kept"
+    for reason, number in count["dropped"].items():
+        line += f", {number:,} dropped ({reason})"
+    for reason, number in count["dropped_answers"].items():
+        line += f", {number:,} answers left out ({reason})"
+    if count["truncated"]:
+        line += f", {count['truncated']:,} cut to fit"
+    return line
+
+
+def _count(parts: list[Part], max_bad_rows: float, ties: bool = False) -> dict[str, dict]:
+    """What was read, kept and dropped of each part; InputError if too much of it is bad."""
+    counts = {}
+    for part in parts:
+        counts[part.label] = count = count_rows(part.table, ties)
+        _check_malformed(part, max_bad_rows)
+        distributed.log(describe(part.label, count))
+        if not count["kept"]:
+            raise InputError(f"no usable comparison in {describe(part.label, count)}")
+    return counts
+
+
+def _check_malformed(part: Part, limit: float) -> None:
+    number = pc.sum(pc.equal(part.table.data.column("dropped"), MALFORMED)).as_py() or 0
+    if number > limit * len(part.table):
+        raise InputError(
+            f"{part.label}: {number:,} of {len(part.table):,} rows malformed, --max_bad_rows lets "
+            f"{limit:g} of them pass: {'; '.join(_malformed(part.table, SHOWN))}. Mend or remove "
+            "them, or give a higher --max_bad_rows"
+        )
+
+
+def _malformed(table: datasets.Dataset, number: int) -> list[str]:
+    """The first malformed rows, with what is wrong with each."""
+    rows = np.flatnonzero(pc.equal(table.data.column("dropped"), MALFORMED).to_numpy())[:number]
+    return [f"row {row + 1}: {table[int(row)]['problem']}" for row in rows]
+
+
+def _remove_duplicates(parts: list[Part], mode: str) -> int:
+    """Keep the first of equal comparisons (exact) or of each prompt (prompt); how many went."""
+    if mode == "off":
+        return 0
+    keys = [
+        part.keys() if mode == "prompt" else audit.comparison_keys(part.table.data)
+        for part in parts
+    ]
+    taken = np.concatenate([part.taken for part in parts])
+    first = np.zeros(len(taken), dtype=bool)
+    first[taken] = audit.first_of_each(np.concatenate(keys)[taken])
+    ends = np.cumsum([len(part.table) for part in parts])
+    for part, mask in zip(parts, np.split(first, ends[:-1]), strict=True):
+        part.taken = mask
+    removed = int(taken.sum() - first.sum())
+    distributed.log(f"{removed:,} comparisons removed as duplicates (--deduplicate {mode})")
+    return removed
+
+
+def _remove_leaks(sides: Sides) -> int:
+    """Take prompts that train away from the evaluation; how many comparisons went."""
+    trained = np.unique(np.concatenate([part.keys()[part.taken] for part in sides.train]))
+    removed = 0
+    for part in sides.evaluation:
+        leaked = part.taken & np.isin(part.keys(), trained)
+        part.taken = part.taken & ~leaked
+        if number := int(leaked.sum()):
+            removed += number
+            distributed.log(
+                f"{part.label}: {number:,} comparisons removed from the evaluation, their prompts "
+                "train too"
+            )
+    return removed
+
+
+def _join(parts: list[Part]) -> datasets.Dataset:
+    rows = datasets.concatenate_datasets([part.table for part in parts])
+    rows = rows.select(np.flatnonzero(np.concatenate([part.taken for part in parts])))
+    return rows.select_columns(list(TRAINING_COLUMNS))
+
+
+def _sizes(parts: list[Part]) -> dict[str, np.ndarray]:
+    columns = {name: [p.table.data.column(name) for p in parts] for name in ("tokens", "length")}
+    columns["answers"] = [pc.list_value_length(p.table.data.column("answers")) for p in parts]
+    return {
+        name: np.concatenate([c.to_numpy()[p.taken] for c, p in zip(values, parts, strict=True)])
+        for name, values in columns.items()
+    }
+
+
+def _mixture(parts: list[Part]) -> Mixture | None:
+    weights = [part.source.weight for part in parts]
+    if weights[0] is None:
+        return None
+    sizes = [int(part.taken.sum()) for part in parts]
+    rows = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    mixture = Mixture(tuple(rows), tuple(weights))
+    for part, size, drawn in zip(parts, sizes, mixture.counts, strict=True):
+        distributed.log(
+            f"{part.label}: an epoch draws {drawn:,} of {size:,} comparisons, "
+            f"{drawn / mixture.epoch_size:.1%} of it"
+        )
+    return mixture
+
+
+def _check_columns(args, parts: list[Part]) -> None:
+    """Say how many comparisons lack what a flag asks for.
+
+    Raises:
+        InputError: all of them do.
+    """
+    wanted = (
+        ("--margin", args.margin, "grades", "margin, score_chosen and score_rejected, or scores"),
+        ("--label soft", args.label == "soft", "votes", "votes or preference_strength"),
+        ("--sample_weights", args.sample_weights, "weight", "weight"),
+    )
+    number = sum(int(part.taken.sum()) for part in parts)
+    for flag, asked, column, names in wanted:
+        missing = sum(int(_lacks(part, column).sum()) for part in parts) if asked else 0
+        if missing == number:
+            raise InputError(
+                f"{', '.join(args.data_path)}: no comparison has the column that {flag} needs: "
+                f"{names}; add it, or leave {flag} out"
+            )
+        if missing:
+            distributed.log(
+                f"{missing:,} of {number:,} training comparisons train as without {flag}: "
+                f"they have no {names}"
+            )
+
+
+def _lacks(part: Part, column: str) -> np.ndarray:
+    values = part.table.data.column(column)
+    is_list = pa.types.is_list(values.type)
+    lacks = pc.equal(pc.list_value_length(values), 0) if is_list else pc.is_null(values)
+    return lacks.to_numpy() & part.taken
