@@ -48,6 +48,7 @@ from utils.training.checkpoint import (
     reshard,
 )
 from utils.training.checks import CheckError, ModelChecks
+from utils.training.duration import estimate_seconds
 from utils.training.engine import build_engine, deepspeed_config, gather_weights, resolve_precision
 from utils.training.log import RunLog, write_arguments
 from utils.training.loop import Trainer
@@ -55,7 +56,7 @@ from utils.training.loss import loss_inputs
 from utils.training.memory import print_estimate
 from utils.training.nvme import check_nvme, fit_buffers
 from utils.training.plan import plan_evaluation, plan_run, plan_stream
-from utils.training.throughput import Throughput, estimate_seconds, parameter_size
+from utils.training.throughput import Throughput, parameter_size
 
 # What an audit holds for.
 AUDITED = ("data_path", "eval_data_path", "model_name_or_path", "max_seq_len", "overlength")
@@ -152,17 +153,17 @@ def look_at_data(args, config, sides, device) -> None:
     serious = False
     if distributed.is_main():
         audit = audit_sides(sides.train, sides.evaluation, args.tie_threshold > 0)
-        model = hub.empty_model(config)
-        throughput = Throughput(model, device, args.dtype, distributed.world_size())
-        figures = audit.total("training")
-        tokens = figures.packed * args.num_train_epochs
-        seconds, how = estimate_seconds(throughput, tokens, figures.mean_length)
-        estimate = {"seconds": seconds, "how": how}
-        serious = any(finding.serious for finding in print_audit(audit, estimate))
+        seconds = None
+        if args.audit_data:
+            figures = audit.total("training")
+            amount = figures.packed, figures.trained, figures.mean_length
+            seconds = estimate_seconds(args, config, device, *amount, distributed.world_size())
+        findings = print_audit(audit, seconds)
+        serious = any(finding.serious for finding in findings)
         if args.audit_data:
             settings = {name: getattr(args, name) for name in AUDITED}
             folder = Path(args.output_dir) / "audit"
-            write_audit(folder, audit, settings, estimate)
+            write_audit(folder, audit, settings, seconds)
             distributed.log(f"audit.md, rows.jsonl with every bad row and pictures are in {folder}")
     if args.strict and distributed.from_main(serious):
         raise SystemExit(3)

@@ -79,6 +79,11 @@ class Figures:
     gap_longer: np.ndarray = field(default_factory=lambda: np.zeros(len(GAPS) + 2, dtype=np.int64))
 
     @property
+    def trained(self) -> int:
+        """Comparisons that this side takes."""
+        return int(self.lengths["prompt"].counts.sum())
+
+    @property
     def mean_length(self) -> float:
         """Tokens of an average sequence; 0 if there is none."""
         found = self.lengths["sequence"].results()

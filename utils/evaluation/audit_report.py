@@ -34,19 +34,19 @@ PICTURES = {
 }
 
 
-def print_audit(audit: Audit, estimate: dict | None = None) -> list[Finding]:
+def print_audit(audit: Audit, seconds: float | None = None) -> list[Finding]:
     """Print a summary: a line a source, what should worry people, the tokens and the time.
 
     Args:
         audit: of the data.
-        estimate: seconds, and how: a sentence on what they rest on.
+        seconds: that training is estimated to take.
 
     Returns:
         The findings.
     """
     results, findings = audit_results(audit), find_findings(audit)
     print_table(_summary_table(results))
-    lines = [_tokens(results), *([_time(estimate)] if estimate else [])]
+    lines = [_tokens(results), *([_time(seconds)] if seconds else [])]
     marks = [f"{'!!' if one.serious else '!'} {one.sentence}" for one in findings]
     for line in [*lines, *marks]:
         Console().print(Text(line))
@@ -54,7 +54,7 @@ def print_audit(audit: Audit, estimate: dict | None = None) -> list[Finding]:
 
 
 def write_audit(
-    folder: str | Path, audit: Audit, settings: dict, estimate: dict | None = None
+    folder: str | Path, audit: Audit, settings: dict, seconds: float | None = None
 ) -> list[Path]:
     """Write audit.md, audit.json, rows.jsonl and the pictures; each file is whole at any moment.
 
@@ -62,7 +62,7 @@ def write_audit(
         folder: is made if it is missing.
         audit: of the data.
         settings: what the audit holds for, ready for JSON; with max_seq_len.
-        estimate: as in `print_audit`.
+        seconds: as in `print_audit`.
 
     Returns:
         The files.
@@ -77,7 +77,7 @@ def write_audit(
         "results": results,
         "evaluation_pairs": audit.total("evaluation").pairs,
         "leaked_prompts": len(audit.repeats.leaked_prompts),
-        "estimate": estimate,
+        "estimated_seconds": seconds,
     }
     text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     return [
@@ -153,12 +153,12 @@ def _write_rows(path: Path, audit: Audit) -> Path:
 
 def _markdown(report: dict, pictures: Sequence[str]) -> str:
     """audit.md."""
-    results, estimate = report["results"], report["estimate"]
+    results, seconds = report["results"], report["estimated_seconds"]
     findings = [
         f"- {'**Serious**: ' if one['serious'] else ''}{one['sentence']}"
         for one in report["findings"]
     ]
-    facts = [_tokens(results), *([_time(estimate)] if estimate else [])]
+    facts = [_tokens(results), *([_time(seconds)] if seconds else [])]
     facts.append(f"Pairs to evaluate: {report['evaluation_pairs']:,}.")
     parts = [
         "# Audit of the data",
@@ -327,11 +327,13 @@ def _tokens(results: list[dict]) -> str:
     )
 
 
-def _time(estimate: dict) -> str:
-    seconds = estimate["seconds"]
+def _time(seconds: float) -> str:
     sizes = ((3600 * 48, 86400, "days"), (5400, 3600, "hours"), (90, 60, "minutes"))
     divisor, unit = next((size[1:] for size in sizes if seconds >= size[0]), (1, "seconds"))
-    return f"Estimated time: {seconds / divisor:.3g} {unit} ({estimate['how']})."
+    return (
+        f"Estimated time: {seconds / divisor:.2g} {unit} for all epochs, without evaluations, from "
+        "the time of single layers on this device."
+    )
 
 
 def _share(count: int, of: int) -> str:

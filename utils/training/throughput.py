@@ -1,7 +1,6 @@
 """What a step costs and how fast it is: tokens, model FLOPs, share of the device's peak."""
 
 import resource
-import time
 
 import torch
 from torch import nn
@@ -17,8 +16,6 @@ PEAK_FLOPS = {
     "L40S": 362e12,
     "RTX 4090": 165e12,
 }
-
-USUAL_MFU = 0.4  # of training that is neither tiny nor starved (arXiv 2204.02311, table 3: 0.46)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -54,7 +51,6 @@ class Throughput:
         self.device = device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         known = [peak for part, peak in PEAK_FLOPS.items() if part in name]
-        self.devices = world_size
         self.peak = known[0] * world_size if known and dtype != "fp32" else None
 
     def flops(self, tokens: float, attended: float) -> float:
@@ -83,25 +79,3 @@ class Throughput:
         if self.peak:
             rates["mfu"] = self.flops(tokens, attended) / seconds / self.peak
         return rates
-
-
-def estimate_seconds(throughput: Throughput, tokens: int, length: float) -> tuple[float, str]:
-    """How long training on so many tokens will take, and what that rests on.
-
-    Args:
-        throughput: of the model, on the device where it will train.
-        tokens: of all epochs, packed.
-        length: of an average sequence in tokens.
-    """
-    flops = throughput.flops(tokens, tokens * length / 2)
-    if throughput.peak:
-        return flops / (USUAL_MFU * throughput.peak), f"at {USUAL_MFU:.0%} of the GPUs' peak"
-    size, seconds = 1024, 0.0
-    a, b = torch.rand(2, size, size, device=throughput.device)
-    rounds = 0
-    while seconds < 0.3:
-        started = time.perf_counter()
-        (a @ b).sum().item()  # waits for the device
-        seconds, rounds = seconds + time.perf_counter() - started, rounds + 1
-    rate = 2 * size**3 * rounds / seconds * throughput.devices
-    return flops / rate, f"at the rate of matrix products here, {rate / 1e9:.0f} GFLOP/s"

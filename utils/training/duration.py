@@ -1,0 +1,76 @@
+"""How long training will take, from the time that small parts of it take on this device."""
+
+import copy
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ROUNDS = 3
+
+
+def estimate_seconds(
+    args,
+    config: PreTrainedConfig,
+    device: torch.device,
+    tokens: int,
+    comparisons: int,
+    length: float,
+    world_size: int,
+) -> float:
+    """Seconds of all epochs, without evaluations and communication.
+
+    The model is built with one layer and with two, and a micro-batch runs forward and backward
+    through both: what the second one adds, every further layer adds. The optimiser's time grows
+    with the number of weights.
+
+    Args:
+        args: the command line.
+        config: of the model.
+        device: where it will train.
+        tokens: of an epoch, packed.
+        comparisons: of an epoch.
+        length: of an average sequence in tokens.
+        world_size: number of such devices.
+    """
+    size = args.per_device_train_batch_size
+    micro_batches = args.num_train_epochs * comparisons / size / world_size
+    if args.max_tokens_per_micro_batch:
+        micro_batches = args.num_train_epochs * tokens / args.max_tokens_per_micro_batch / world_size
+    rows = max(round(tokens * args.num_train_epochs / world_size / micro_batches / length), 1)
+    ids = torch.randint(config.vocab_size, (rows, max(round(length), 1)), device=device)
+    one, weights, update = _time_layers(args, config, 1, ids)
+    two, more_weights, _ = _time_layers(args, config, 2, ids)
+    layers = config.num_hidden_layers - 1
+    update *= (weights + layers * (more_weights - weights)) / weights
+    steps = micro_batches / args.gradient_accumulation_steps
+    return micro_batches * (one + layers * max(two - one, 0.0)) + steps * update
+
+
+def _time_layers(args, config, layers: int, ids: torch.Tensor) -> tuple[float, int, float]:
+    """Seconds of a micro-batch with so many layers, its weights, and seconds of the optimiser."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers, config.num_labels = layers, 1
+    model = AutoModelForSequenceClassification.from_config(config)
+    model.to(ids.device, DTYPES[args.dtype]).train()
+    if args.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    backbone = getattr(model, model.base_model_prefix)
+    optimizer = torch.optim.AdamW(model.parameters())
+    batch = _best(lambda: backbone(ids, use_cache=False).last_hidden_state.float().sum().backward())
+    update = _best(optimizer.step)
+    return batch, sum(p.numel() for p in model.parameters()), update
+
+
+def _best(run: Callable[[], None]) -> float:
+    """Shortest time of a few rounds in seconds; the first one also warms up."""
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times)
