@@ -9,7 +9,6 @@ from scipy.stats import binomtest
 from tests.data.auditing import hashed, make_part, make_row, malformed
 from utils.data import audit, columns
 from utils.data.audit import audit_sides, comparison_keys, first_of_each
-from utils.data.columns import mix
 from utils.data.figures import GAPS, Histogram
 
 REASONS = ["tied", "empty answer", "identical answers", "identical after truncation"]
@@ -326,13 +325,6 @@ def test_first_of_each():
         seen: set = set()
         expected = [not (key in seen or seen.add(key)) for key in keys.tolist()]
         assert first_of_each(keys).tolist() == expected
-
-
-def test_mix_is_splitmix64():
-    """The first outputs of Java's SplittableRandom(1234567), as published with other ports."""
-    state = np.uint64(1234567) + np.uint64(0x9E3779B97F4A7C15) * np.arange(3, dtype=np.uint64)
-    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    assert mix(state).tolist() == expected
 
 
 @pytest.mark.parametrize("values", [[0], [5, 5], [0, 1], range(100), [3, 10_000_000]])

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import scipy
 
+from utils.data.comparison import mix
 from utils.evaluation import estimates
-from utils.evaluation.columns import mix
 from utils.evaluation.estimates import Clusters, Moments, Sample, best_temperature
 
 
@@ -17,14 +17,6 @@ def cluster(prompts, correct, pairs, window=100):
         part = slice(start, start + window)
         clusters.add(prompts[part], correct[part], pairs[part])
     return clusters
-
-
-def test_mixed_keys_are_those_of_splitmix64():
-    """The first numbers of the published generator, seeded with 0 and with 1234567."""
-    assert mix(np.array([0, 1234567], dtype=np.uint64)).tolist() == [
-        16294208416658607535,
-        6457827717110365317,
-    ]
 
 
 def test_a_sample_keeps_everything_while_it_can(monkeypatch):

@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 from utils.data.columns import (
     MOST_PAIRS,
     matrices,
-    mix,
     places,
     ranked_pairs,
     read_answers,
     read_kept_answers,
     run_starts,
 )
+from utils.data.comparison import mix
 from utils.data.figures import Figures
 from utils.data.sides import Part
 from utils.data.tokenization import MALFORMED, TIED

@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from utils.data.comparison import mix
+
 # Ordered pairs of answers that are looked at together: it bounds the memory.
 MOST_PAIRS = 2**20
 
@@ -68,16 +70,3 @@ def places(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def run_starts(ordered: np.ndarray) -> np.ndarray:
     """Where runs of equal values begin: int64 [runs]."""
     return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
-
-
-def mix(keys: np.ndarray) -> np.ndarray:
-    """Spread keys evenly over 64 bits: the output function of SplitMix64 (Steele et al. 2014,
-    doi 10.1145/2660193.2660195).
-
-    Args:
-        keys: uint64 [N].
-    """
-    keys = keys + np.uint64(0x9E3779B97F4A7C15)
-    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return keys ^ (keys >> np.uint64(31))

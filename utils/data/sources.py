@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from utils.arguments import InputError
+from utils.data.comparison import MAX_NAME
 from utils.data.formats import FORMATS
 
 SHARE = re.compile(r"(.+):(\d+\.\d*|\.\d+|\d+)")
@@ -39,9 +40,9 @@ class Source:
     format: str | None = None
 
     def __post_init__(self):
-        for entry, kind in (("path", str), ("name", str), ("split", str), ("subset", str)):
+        for entry in ("path", "name", "split", "subset"):
             value = getattr(self, entry)
-            if value is not None and not isinstance(value, kind):
+            if value is not None and not isinstance(value, str):
                 raise InputError(f"{self.path}: {entry} is {value!r}; expected text")
         if self.format not in (None, *FORMATS):
             raise InputError(
@@ -134,7 +135,7 @@ def _named(sources: list[Source]) -> list[Source]:
     ]
     often = Counter(short)
     return [
-        replace(source, name=source.name or (name if often[name] == 1 else source.path))
+        replace(source, name=source.name or (name if often[name] == 1 else source.path[-MAX_NAME:]))
         for source, name in zip(sources, short, strict=True)
     ]
 

@@ -230,6 +230,11 @@ def _mixture(parts: list[Part]) -> Mixture | None:
     if weights[0] is None:
         return None
     sizes = [int(part.taken.sum()) for part in parts]
+    if 0 in sizes:
+        raise InputError(
+            f"{parts[sizes.index(0)].label}: nothing of it is left to train, so it has no share; "
+            "leave it out, or give another --deduplicate or --eval_fraction"
+        )
     rows = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     mixture = Mixture(tuple(rows), tuple(weights))
     for part, size, drawn in zip(parts, sizes, mixture.counts, strict=True):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.arguments import InputError
+from utils.data.comparison import mix
 
 # Ordered pairs of answers, K * K a comparison, that are looked at together: it bounds the memory.
 MOST_PAIRS = 2**18
@@ -53,19 +54,6 @@ class Columns:
     margin: np.ndarray
     length_gap: np.ndarray
     votes: np.ndarray
-
-
-def mix(keys: np.ndarray) -> np.ndarray:
-    """Spread keys evenly over 64 bits: the output function of SplitMix64 (Steele et al. 2014,
-    doi 10.1145/2660193.2660195).
-
-    Args:
-        keys: uint64 [N].
-    """
-    keys = keys + np.uint64(0x9E3779B97F4A7C15)
-    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return keys ^ (keys >> np.uint64(31))
 
 
 def portions(records: Sequence[dict]) -> Iterator[Sequence[dict]]:

@@ -38,7 +38,9 @@ def estimate_seconds(
     size = args.per_device_train_batch_size
     micro_batches = args.num_train_epochs * comparisons / size / world_size
     if args.max_tokens_per_micro_batch:
-        micro_batches = args.num_train_epochs * tokens / args.max_tokens_per_micro_batch / world_size
+        micro_batches = (
+            args.num_train_epochs * tokens / args.max_tokens_per_micro_batch / world_size
+        )
     rows = max(round(tokens * args.num_train_epochs / world_size / micro_batches / length), 1)
     ids = torch.randint(config.vocab_size, (rows, max(round(length), 1)), device=device)
     one, weights, update = _time_layers(args, config, 1, ids)
