@@ -153,9 +153,8 @@ def look_at_data(args, config, sides, device) -> None:
     serious = False
     if distributed.is_main():
         audit = audit_sides(sides.train, sides.evaluation, args.tie_threshold > 0)
-        seconds = None
-        if args.audit_data:
-            figures = audit.total("training")
+        seconds, figures = None, audit.total("training")
+        if args.audit_data and figures.trained:
             amount = figures.packed, figures.trained, figures.mean_length
             seconds = estimate_seconds(args, config, device, *amount, distributed.world_size())
         findings = print_audit(audit, seconds)
@@ -166,6 +165,7 @@ def look_at_data(args, config, sides, device) -> None:
             write_audit(folder, audit, settings, seconds)
             distributed.log(f"audit.md, rows.jsonl with every bad row and pictures are in {folder}")
     if args.strict and distributed.from_main(serious):
+        distributed.log("ended by --strict: something serious was found in the data (marked !!)")
         raise SystemExit(3)
 
 

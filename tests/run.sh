@@ -4,9 +4,10 @@
 #   bash tests/run.sh [arguments of pytest]
 set -euo pipefail
 REQUIREMENTS=requirements-dev.txt
-MODULES="torch deepspeed transformers datasets accelerate peft tensorboard matplotlib rich sklearn hypothesis pytest ruff"
+MODULES="torch deepspeed transformers datasets accelerate peft tensorboard matplotlib rich sklearn hypothesis pytest xdist ruff"
 source "$(dirname "${BASH_SOURCE[0]}")/../training_scripts/environment.sh"
 cd "$ROOT"
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+# Two files at a time: most tests wait for a process that they have started.
+python -m pytest -n 2 --dist loadfile "$@"

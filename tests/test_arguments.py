@@ -18,6 +18,7 @@ DEEPSPEED_CHAT = """--data_path Dahoas/rm-static Dahoas/full-hh-rlhf --data_spli
 
 
 RANKING, TOKENS = ["--loss", "plackett_luce"], ["--loss", "token_pairwise"]
+STREAM = ["--streaming", "--max_steps", "9", "--eval_data_path", "e"]
 NVME = ["--offload", "nvme", "--nvme_path", "/nvme"]
 
 
@@ -95,6 +96,8 @@ def test_every_flag_is_explained(parse, capsys):
         (["--benchmark", "llmbar", "--data_path", "a", "b"], "takes one file or folder"),
         (["--as_pairs"], "--as_pairs goes with --data_path or --benchmark"),
         (["--as_pairs", "--best_of_n", "--data_path", "c"], "not allowed with argument"),
+        (["--format", "pairs"], "--format goes with --data_path"),
+        (["--format", "pairs", "--benchmark", "llmbar", "--data_path", "c"], "has its own layout"),
         (["--resume", "--data_path", "c"], "--resume needs the --output_dir"),
         (["--resume", "--data_path", "-", "--output_dir", "x"], "cannot go back in standard input"),
         (["--data_path", "-", "-"], "names standard input (-) more than once"),
@@ -139,6 +142,14 @@ def test_rw_eval_needs_a_model_but_to_compare(capsys):
         (["--data_split", "a,b"], "--data_split is 'a,b'"),
         (["--data_split", "nan,1"], "--data_split is 'nan,1'"),
         (["--max_grad_norm", "-1"], "--max_grad_norm is -1.0; it must be at least 0"),
+        (["--max_bad_rows", "2"], "--max_bad_rows is 2.0; it must be from 0 to 1"),
+        (["--format", "what"], "invalid choice: 'what'"),
+        (["--data_path", "a:0.5", "b"], "a has a weight, but b has none"),
+        (["--eval_data_path", "a:0.5"], "--eval_data_path: a has a weight"),
+        (["--streaming", "--max_steps", "9"], "--streaming needs --max_steps"),
+        ([*STREAM, "--strict"], "--streaming and --strict exclude each other"),
+        ([*STREAM, "--deduplicate", "exact"], "--streaming and --deduplicate exclude each other"),
+        ([*STREAM, "--max_tokens_per_micro_batch", "9"], "--streaming and --max_tokens_per_micro"),
         (["--loss", "hinge"], "invalid choice: 'hinge'"),
         (["--label_smoothing", "0.5"], "--label_smoothing is 0.5; it must be below 0.5"),
         (["--label_smoothing", "-0.1"], "--label_smoothing is -0.1; it must be at least 0"),

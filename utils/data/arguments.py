@@ -151,6 +151,7 @@ def _check_streaming(parser, args) -> None:
         )
     others = {
         "--audit_data": args.audit_data,
+        "--strict": args.strict,
         "--data_split": args.data_split,
         "--deduplicate": args.deduplicate != "off",
         "--max_tokens_per_micro_batch": args.max_tokens_per_micro_batch,
