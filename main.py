@@ -31,7 +31,6 @@ from utils.data.tokenization import (
     TextSettings,
     check_num_padding_at_beginning,
     prepare_tokenizer,
-    set_chat_template,
 )
 from utils.data.training_data import choose, open_stream
 from utils.evaluation.audit_report import print_audit, write_audit
@@ -134,9 +133,7 @@ def prepare_text(args, config) -> ComparisonTokenizer:
             f"{longest} positions: give at most that"
         )
     tokenizer = hub.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
-    if args.chat_template:
-        set_chat_template(tokenizer, args.chat_template)
-    end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token)
+    end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token, args.chat_template)
     for note in notes:
         distributed.log(note)
     args.num_padding_at_beginning = check_num_padding_at_beginning(

@@ -35,7 +35,6 @@ from utils.data.tokenization import (
     TextSettings,
     check_num_padding_at_beginning,
     prepare_tokenizer,
-    set_chat_template,
 )
 from utils.evaluation.benchmarks import BENCHMARKS
 from utils.evaluation.compare import compare, print_comparison, write_comparison
@@ -126,9 +125,7 @@ def compare_models(args) -> None:
 def load_encoder(args, config) -> ComparisonTokenizer:
     """The tokenizer with training's settings, where the command line does not override them."""
     tokenizer = hub.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
-    if args.chat_template:
-        set_chat_template(tokenizer, args.chat_template)
-    end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token)
+    end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token, args.chat_template)
     saved = getattr(config, "reward_settings", None)
     if saved is None:
         positions = getattr(config, "max_position_embeddings", None) or 2048

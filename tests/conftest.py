@@ -130,6 +130,16 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def user(text: str) -> dict:
+    """A message of the user."""
+    return {"role": "user", "content": text}
+
+
+def bot(text: str) -> dict:
+    """A message of the assistant."""
+    return {"role": "assistant", "content": text}
+
+
 def make_pairs(number: int) -> list[dict]:
     """Comparisons of varying length, each with a prompt of its own."""
     return [

@@ -1,34 +1,17 @@
 """Tokenised rows made by hand, for the tests of the audit."""
 
-import hashlib
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 
-SCHEMA = pa.schema(
-    {
-        "index": pa.int64(),
-        "answers": pa.list_(pa.int32()),
-        "ranks": pa.list_(pa.int32()),
-        "dropped": pa.string(),
-        "problem": pa.string(),
-        "cut": pa.int32(),
-        "prompt_tokens": pa.int32(),
-        "answer_tokens": pa.list_(pa.int32()),
-        "shared": pa.int32(),
-        "tokens": pa.int32(),
-        "source": pa.string(),
-        "prompt_key": pa.int64(),
-        "answer_keys": pa.list_(pa.int64()),
-    }
-)
+from utils.data import cache
+from utils.data.tokenization import text_key
 
-
-def hashed(text: str) -> int:
-    """A hash of 64 bits, with its sign."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
+# What an audit reads.
+NAMES = ("index", "answers", "ranks", "dropped", "problem", "cut", "prompt_tokens")
+NAMES += ("answer_tokens", "shared", "tokens", "source", "prompt_key", "answer_keys")
+SCHEMA = pa.schema([cache.SCHEMA.field(name) for name in NAMES])
 
 
 def make_row(prompt="p", answers=("a", "b"), ranks=(0, 1), **changes) -> dict:
@@ -46,8 +29,8 @@ def make_row(prompt="p", answers=("a", "b"), ranks=(0, 1), **changes) -> dict:
         "shared": len(prompt),
         "tokens": len(prompt) + sum(tokens),
         "source": "s",
-        "prompt_key": hashed(prompt),
-        "answer_keys": [hashed(answer) for answer in answers],
+        "prompt_key": text_key(prompt),
+        "answer_keys": [text_key(answer) for answer in answers],
         "prompt": prompt,
         "texts": list(answers),
         **changes,
@@ -78,4 +61,5 @@ def make_part(rows: list[dict], label="a.jsonl", taken=None, chunks=1, first=0):
     taken = np.array(taken, dtype=bool)
     keys = table["prompt_key"].to_numpy()
     data = SimpleNamespace(data=table)
-    return SimpleNamespace(table=data, label=label, taken=taken, keys=lambda: keys, rows=rows)
+    part = {"table": data, "label": label, "taken": taken, "keys": lambda: keys, "rows": rows}
+    return SimpleNamespace(**part, held_out=False)

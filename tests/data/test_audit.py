@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from tests.data.auditing import hashed, make_part, make_row, malformed
+from tests.data.auditing import make_part, make_row, malformed
 from utils.data import audit, columns
 from utils.data.audit import audit_sides, comparison_keys, first_of_each
 from utils.data.figures import GAPS, Histogram
+from utils.data.tokenization import text_key
 
 REASONS = ["tied", "empty answer", "identical answers", "identical after truncation"]
 
@@ -146,7 +147,7 @@ def test_nothing_is_invented_in_clean_rows(seed):
     train = random_parts(seed, ["a", "b"], clean=True)
     for number, part in enumerate(train):
         for row in part.rows:
-            row["prompt_key"] = hashed(f"{number} {row['prompt']}")
+            row["prompt_key"] = text_key(f"{number} {row['prompt']}")
     parts = [make_part(part.rows, part.label) for part in train]
     repeats = audit_sides(parts, []).repeats
     assert named(repeats.duplicates["training"]) == []
@@ -248,7 +249,9 @@ def test_merged_figures_are_those_of_all_rows():
 def test_a_held_out_part_counts_no_dropped_rows_twice():
     rows = [make_row(f"p{i}") for i in range(4)] + [malformed("bad"), make_row("t", dropped="tied")]
     part = make_part(rows, taken=[True, True, False, False, False, False])
-    held_out = SimpleNamespace(**vars(part) | {"label": "held out", "taken": ~part.taken})
+    held_out = SimpleNamespace(
+        **vars(part) | {"label": "held out", "taken": ~part.taken, "held_out": True}
+    )
     held_out.taken[4:] = False
     sources = audit_sides([part], [held_out]).sources
     train, evaluation = (sources[side][0].figures.results() for side in sources)

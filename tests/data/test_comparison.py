@@ -9,7 +9,6 @@ from utils.data.comparison import (
     MAX_DEPTH,
     MAX_NAME,
     Comparison,
-    mix,
     ranked_pairs,
     ranks_from_scores,
     shorten,
@@ -193,10 +192,3 @@ def test_grades_and_their_differences_are_finite_in_float32():
 def test_error_messages_stay_short(value):
     assert 0 < len(shorten(value)) <= 60
     assert shorten("a'b") == repr("a'b")
-
-
-def test_mix_is_splitmix64():
-    """The first outputs of Java's SplittableRandom(1234567), as published with other ports."""
-    state = np.uint64(1234567) + np.uint64(0x9E3779B97F4A7C15) * np.arange(3, dtype=np.uint64)
-    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    assert mix(state).tolist() == expected

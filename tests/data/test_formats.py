@@ -2,19 +2,12 @@ import random
 
 import pytest
 
+from tests.conftest import bot, user
 from utils.arguments import InputError
 from utils.data.comparison import Comparison
 from utils.data.formats import LAYOUTS, OPTIONAL, find_reader
 
 NAN = float("nan")
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def bot(text):
-    return {"role": "assistant", "content": text}
 
 
 def read(row):

@@ -8,19 +8,11 @@ from itertools import combinations
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, bot, user
 from utils.data.comparison import Comparison
 from utils.data.formats import FORMATS, LAYOUTS, UNRANKED, find_reader
 
 NAN = float("nan")
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def bot(text):
-    return {"role": "assistant", "content": text}
 
 
 def read(row):

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import TEXTS, slow_prefix
+from tests.conftest import TEXTS, bot, slow_prefix, user
 from utils.arguments import InputError
 from utils.data.comparison import Comparison
 from utils.data.tokenization import (
@@ -21,14 +21,6 @@ TURNS = (
 )
 CHAT = TURNS.replace("END", "{{ eos_token }}")
 BARE = CHAT.replace("{{ bos_token }}", "\n")
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def bot(text):
-    return {"role": "assistant", "content": text}
 
 
 def pair(prompt, *answers, ranks=None):

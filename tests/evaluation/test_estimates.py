@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy
 
-from utils.data.comparison import mix
+from utils.data.columns import mix
 from utils.evaluation import estimates
 from utils.evaluation.estimates import Clusters, Moments, Sample, best_temperature
 

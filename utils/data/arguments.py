@@ -1,7 +1,7 @@
 """The flags that say what is read and how it becomes tokens."""
 
 from utils.arguments import InputError, require
-from utils.data.formats import FORMATS
+from utils.data.formats import LAYOUTS
 from utils.data.sources import parse_sources
 
 
@@ -24,7 +24,7 @@ def add_data(parser) -> None:
         "has one); without it that split of --data_path, else prompts held out from it. Prompts "
         "that train are removed from it",
     )
-    add_format(add)
+    add_format(add, tuple(LAYOUTS))
     add(
         "--eval_fraction",
         type=float,
@@ -104,14 +104,14 @@ def add_tokenization(parser) -> None:
     )
 
 
-def add_format(add) -> None:
-    """Add --format, which main.py and rw_eval.py share, to a group."""
+def add_format(add, formats: tuple[str, ...]) -> None:
+    """Add --format, which main.py and rw_eval.py share, with these choices to a group."""
     add(
         "--format",
-        choices=FORMATS,
+        choices=formats,
         metavar="NAME",
         help="layout of the rows, where their columns fit several (default: found by the columns): "
-        f"{', '.join(FORMATS)}",
+        f"{', '.join(formats)}",
     )
 
 

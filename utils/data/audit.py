@@ -16,16 +16,14 @@ import pyarrow.compute as pc
 from utils.data.columns import (
     MOST_PAIRS,
     matrices,
+    mix,
     places,
     ranked_pairs,
-    read_answers,
-    read_kept_answers,
     run_starts,
 )
-from utils.data.comparison import mix
 from utils.data.figures import Figures
 from utils.data.sides import Part
-from utils.data.tokenization import MALFORMED, TIED
+from utils.data.tokenization import MALFORMED, usable_reasons
 
 COLUMN_TYPES = {
     "row": np.int64,
@@ -145,19 +143,22 @@ def audit_sides(train: Sequence[Part], evaluation: Sequence[Part], ties: bool = 
     """Look at all that trains and all that evaluates.
 
     Args:
-        train, evaluation: parts of each side. A part to evaluate that shares its table with one
-            that trains was held out: what is dropped is counted there. Evaluated is what has
-            no prompt that trains.
+        train, evaluation: parts of each side. What a part that was held out drops is counted
+            where it trains. Evaluated is what has no prompt that trains.
         ties: whether comparisons whose answers are all tied train.
     """
-    held_out = [any(part.table is other.table for other in train) for part in evaluation]
-    repeats = _find_repeats(train, evaluation, held_out)
-    trained = [_audit_source(part, part.taken, False, ties) for part in train]
+    repeats = _find_repeats(train, evaluation)
+    trained = [_audit_source(part, part.taken, ties) for part in train]
     evaluated = []
-    for part, shares_table in zip(evaluation, held_out, strict=True):
+    for part in evaluation:
         stays = part.taken & ~np.isin(part.keys(), repeats.leaked_prompts)
-        evaluated.append(_audit_source(part, stays, shares_table))
+        evaluated.append(_audit_source(part, stays))
     return Audit({"training": trained, "evaluation": evaluated}, repeats)
+
+
+def count_values(column: pa.ChunkedArray) -> Counter:
+    """How often each value occurs."""
+    return Counter({one["values"]: one["counts"] for one in pc.value_counts(column).to_pylist()})
 
 
 def first_of_each(keys: np.ndarray) -> np.ndarray:
@@ -183,17 +184,17 @@ def comparison_keys(table: pa.Table) -> np.ndarray:
     Returns:
         uint64 [n].
     """
-    return _comparison_keys(*read_answers(table, np.arange(table.num_rows)))
+    return _comparison_keys(*_read_answers(table, np.arange(table.num_rows)))
 
 
-def _audit_source(part: Part, used: np.ndarray, held_out: bool, ties: bool = False) -> SourceAudit:
+def _audit_source(part: Part, used: np.ndarray, ties: bool = False) -> SourceAudit:
     """The figures of a part; lengths, pairs and tokens: of the rows that are `used`, bool [n]."""
     table, numbers = part.table.data, np.flatnonzero(used)
-    seen = part.taken if held_out else np.ones_like(used)
-    reasons = _count_values(table["dropped"].filter(pa.array(seen)))
-    for reason in ("", TIED) if ties else ("",):
+    seen = part.taken if part.held_out else np.ones_like(used)
+    reasons = count_values(table["dropped"].filter(pa.array(seen)))
+    for reason in usable_reasons(ties):
         del reasons[reason]
-    sources = _count_values(table["source"].filter(pa.array(seen)))
+    sources = count_values(table["source"].filter(pa.array(seen)))
     figures = Figures(rows=int(np.count_nonzero(seen)), dropped=reasons, sources=sources)
     cut = table["cut"].to_numpy()
     is_cut = seen & (cut > 0)
@@ -209,7 +210,7 @@ def _audit_source(part: Part, used: np.ndarray, held_out: bool, ties: bool = Fal
 
 def _add_tokens(figures: Figures, table: pa.Table, numbers: np.ndarray) -> None:
     """Count the answers that are kept of some rows, int64 [C] counted from 0, and their tokens."""
-    counts, key, rank, tokens = read_kept_answers(table, numbers)
+    counts, key, rank, tokens = _read_kept_answers(table, numbers)
     shared = table["shared"].to_numpy()[numbers].astype(np.int64)
     figures.packed = int(table["tokens"].to_numpy()[numbers].sum(dtype=np.int64))
     figures.separate = figures.packed + int(shared @ (counts - 1))
@@ -220,15 +221,8 @@ def _add_tokens(figures: Figures, table: pa.Table, numbers: np.ndarray) -> None:
         figures.add_pairs(comparison, tokens[better], tokens[worse])
 
 
-def _count_values(column: pa.ChunkedArray) -> Counter:
-    return Counter({one["values"]: one["counts"] for one in pc.value_counts(column).to_pylist()})
-
-
-def _find_repeats(train, evaluation, held_out: list[bool]) -> Repeats:
-    sides = {
-        "training": _Side(train, [False] * len(train)),
-        "evaluation": _Side(evaluation, held_out),
-    }
+def _find_repeats(train: Sequence[Part], evaluation: Sequence[Part]) -> Repeats:
+    sides = {"training": _Side(train), "evaluation": _Side(evaluation)}
     learnt, judged = (
         (np.flatnonzero(side.columns.used), side.columns.prompt) for side in sides.values()
     )
@@ -247,8 +241,8 @@ def _find_repeats(train, evaluation, held_out: list[bool]) -> Repeats:
 class _Side:
     """All comparisons of one side, one source after the other."""
 
-    def __init__(self, parts: Sequence[Part], held_out: Sequence[bool]):
-        columns = list(map(_read_columns, parts, held_out))
+    def __init__(self, parts: Sequence[Part]):
+        columns = list(map(_read_columns, parts))
         self.paths = [part.label for part in parts]
         self.ends = np.cumsum([len(one.row) for one in columns])
         self.columns = columns[0] if len(columns) == 1 else _join(columns)
@@ -340,12 +334,35 @@ def _comparison_keys(prompt, counts, key, rank) -> np.ndarray:
     return keys
 
 
-def _read_columns(part: Part, held_out: bool) -> Columns:
+def _read_columns(part: Part) -> Columns:
     """What a side takes, and, once, what could be read but is dropped."""
     table, readable = part.table.data, part.taken
-    if not held_out:
+    if not part.held_out:
         other = pc.is_in(table["dropped"], pa.array(["", MALFORMED])).to_numpy()
         readable = part.taken | ~other
     numbers = np.flatnonzero(readable)
     row = table["index"].to_numpy()[numbers] + 1
-    return Columns(row, *read_answers(table, numbers), part.taken[numbers])
+    return Columns(row, *_read_answers(table, numbers), part.taken[numbers])
+
+
+def _read_answers(table: pa.Table, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Prompts and answers of some rows: prompt, answers, key and rank of Columns."""
+    counts = pc.list_value_length(table["answer_keys"]).to_numpy().astype(np.int64)
+    place = places((np.cumsum(counts) - counts)[numbers], counts[numbers])
+    keys = pc.list_flatten(table["answer_keys"]).to_numpy()[place]
+    ranks = pc.list_flatten(table["ranks"]).to_numpy()[place]
+    prompts = table["prompt_key"].to_numpy()[numbers]
+    return prompts, counts[numbers], mix(keys.view(np.uint64)), ranks
+
+
+def _read_kept_answers(table: pa.Table, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Kept answers of some rows: their numbers [C], their keys, ranks and tokens [A]."""
+    counts = pc.list_value_length(table["answer_keys"]).to_numpy().astype(np.int64)
+    kept = pc.list_value_length(table["answers"]).to_numpy().astype(np.int64)
+    of_kept = places((np.cumsum(kept) - kept)[numbers], kept[numbers])
+    of_all = pc.list_flatten(table["answers"]).to_numpy()[of_kept]
+    of_all = of_all + (np.cumsum(counts) - counts)[numbers].repeat(kept[numbers])
+    keys = pc.list_flatten(table["answer_keys"]).to_numpy()[of_all]
+    ranks = pc.list_flatten(table["ranks"]).to_numpy()[of_all]
+    tokens = pc.list_flatten(table["answer_tokens"]).to_numpy()[of_kept]
+    return kept[numbers], keys, ranks, tokens

@@ -3,36 +3,9 @@
 from collections.abc import Iterator
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from utils.data.comparison import mix
 
 # Ordered pairs of answers that are looked at together: it bounds the memory.
 MOST_PAIRS = 2**20
-
-
-def read_answers(table: pa.Table, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Prompts and answers of some rows: prompt, answers, key and rank of Columns."""
-    counts = pc.list_value_length(table["answer_keys"]).to_numpy().astype(np.int64)
-    place = places((np.cumsum(counts) - counts)[numbers], counts[numbers])
-    keys = pc.list_flatten(table["answer_keys"]).to_numpy()[place]
-    ranks = pc.list_flatten(table["ranks"]).to_numpy()[place]
-    prompts = table["prompt_key"].to_numpy()[numbers]
-    return prompts, counts[numbers], mix(keys.view(np.uint64)), ranks
-
-
-def read_kept_answers(table: pa.Table, numbers: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Kept answers of some rows: their numbers [C], their keys, ranks and tokens [A]."""
-    counts = pc.list_value_length(table["answer_keys"]).to_numpy().astype(np.int64)
-    kept = pc.list_value_length(table["answers"]).to_numpy().astype(np.int64)
-    of_kept = places((np.cumsum(kept) - kept)[numbers], kept[numbers])
-    of_all = pc.list_flatten(table["answers"]).to_numpy()[of_kept]
-    of_all = of_all + (np.cumsum(counts) - counts)[numbers].repeat(kept[numbers])
-    keys = pc.list_flatten(table["answer_keys"]).to_numpy()[of_all]
-    ranks = pc.list_flatten(table["ranks"]).to_numpy()[of_all]
-    tokens = pc.list_flatten(table["answer_tokens"]).to_numpy()[of_kept]
-    return kept[numbers], keys, ranks, tokens
 
 
 def ranked_pairs(counts, key, rank) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -70,3 +43,16 @@ def places(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def run_starts(ordered: np.ndarray) -> np.ndarray:
     """Where runs of equal values begin: int64 [runs]."""
     return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
+
+
+def mix(keys: np.ndarray) -> np.ndarray:
+    """Spread keys evenly over 64 bits: the output function of SplitMix64 (Steele et al. 2014,
+    doi 10.1145/2660193.2660195).
+
+    Args:
+        keys: uint64 [N].
+    """
+    keys = keys + np.uint64(0x9E3779B97F4A7C15)
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))

@@ -175,19 +175,6 @@ def common_prefix_length(sequences: Sequence[list[int]]) -> int:
     return len(first)
 
 
-def mix(keys: np.ndarray) -> np.ndarray:
-    """Spread keys evenly over 64 bits: the output function of SplitMix64 (Steele et al. 2014,
-    doi 10.1145/2660193.2660195).
-
-    Args:
-        keys: uint64 [N].
-    """
-    keys = keys + np.uint64(0x9E3779B97F4A7C15)
-    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return keys ^ (keys >> np.uint64(31))
-
-
 def _different(answers: Sequence[Sequence[int]]) -> np.ndarray:
     """Which answers differ from which: bool [K, K]."""
     first_equal: dict[tuple, int] = {}

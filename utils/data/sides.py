@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from utils import distributed
 from utils.data import cache, files
 from utils.data.sources import Source, parse_sources
-from utils.data.tokenization import TIED, ComparisonTokenizer
+from utils.data.tokenization import TIED, ComparisonTokenizer, usable_reasons
 
 
 @dataclass
@@ -23,12 +23,14 @@ class Part:
         label: its path, and which split.
         table: all rows of the split, tokenised (cache.py).
         taken: bool [n], the rows that this side uses.
+        held_out: whether the table is that of a part that trains, which gave these rows away.
     """
 
     source: Source
     label: str
     table: datasets.Dataset
     taken: np.ndarray
+    held_out: bool = False
 
     def keys(self) -> np.ndarray:
         """Hashes of the prompts of all rows, int64 [n]."""
@@ -41,7 +43,7 @@ class Sides:
 
     Attributes:
         train: parts that train.
-        evaluation: parts that evaluate; those that were held out share tables with `train`.
+        evaluation: parts that evaluate.
     """
 
     train: list[Part]
@@ -140,7 +142,7 @@ def split_by_prompt(
 
 
 def _part(source: Source, label: str, table: datasets.Dataset, ties: bool = False) -> Part:
-    usable = pa.array(["", TIED] if ties else [""])
+    usable = pa.array(usable_reasons(ties))
     return Part(source, label, table, pc.is_in(table.data.column("dropped"), usable).to_numpy())
 
 
@@ -156,7 +158,7 @@ def _hold_out(train: list[Part], candidates: list[Part], fraction: float) -> lis
         if any(part is candidate for candidate in candidates):
             tied = pc.equal(part.table.data.column("dropped"), TIED).to_numpy()  # ties only train
             taken = part.taken & is_held_out & ~tied
-            parts.append(Part(part.source, f"{part.label} (held out)", part.table, taken))
+            parts.append(Part(part.source, f"{part.label} (held out)", part.table, taken, True))
         part.taken &= ~is_held_out
     return parts
 

@@ -90,6 +90,11 @@ def parse_sources(words: Sequence[str], flag: str, layout: str | None = None) ->
     return _named([replace(source, format=source.format or layout) for source in sources])
 
 
+def source_name(path: str) -> str:
+    """What rows that name no source are called after: a local file or folder, or the hub name."""
+    return Path(path).name.split(".")[0] if os.path.exists(path) else path
+
+
 def _parse_word(word: str) -> Source:
     match = None if os.path.exists(word) else SHARE.fullmatch(word)
     if not match:
@@ -129,10 +134,7 @@ def _read_yaml(file: Path) -> list[Source]:
 
 def _named(sources: list[Source]) -> list[Source]:
     """Sources with a name each: the file's, or where two would share it, the whole path."""
-    short = [
-        Path(source.path).name.split(".")[0] if os.path.exists(source.path) else source.path
-        for source in sources
-    ]
+    short = [source_name(source.path) for source in sources]
     often = Counter(short)
     return [
         replace(source, name=source.name or (name if often[name] == 1 else source.path[-MAX_NAME:]))

@@ -19,6 +19,7 @@ from utils.data.files import (
     train_and_test,
 )
 from utils.data.formats import Reader, find_reader
+from utils.data.sources import source_name
 
 STANDARD_INPUT = "-"
 
@@ -80,7 +81,7 @@ def open_stream(path: str, layout: str | None = None) -> Stream:
     else:
         train, test = train_and_test(open_splits(path, streaming=True), path)
         rows = train if test is None else test
-        name = Path(path).name.split(".")[0] if os.path.exists(path) else path
+        name = source_name(path)
         columns = rows.columns()
     return Stream(path, name, rows, find_reader(columns, path, ranked=False, layout=layout))
 

@@ -45,7 +45,9 @@ class TextSettings:
     apply_chat_template: bool = False
 
 
-def prepare_tokenizer(tokenizer, add_eot_token: bool) -> tuple[str, list[str]]:
+def prepare_tokenizer(
+    tokenizer, add_eot_token: bool, chat_template: str | None = None
+) -> tuple[str, list[str]]:
     """Make sure that the tokenizer has an end token and a padding token that differs from it.
 
     A padding token equal to the end token would make Transformers' own pooling pass over the end
@@ -59,6 +61,8 @@ def prepare_tokenizer(tokenizer, add_eot_token: bool) -> tuple[str, list[str]]:
             f"{tokenizer.name_or_path}: {type(tokenizer).__name__} is a slow tokenizer; "
             "expected one with a tokenizer.json"
         )
+    if chat_template:
+        set_chat_template(tokenizer, chat_template)
     notes = []
     if add_eot_token:
         tokenizer.add_tokens([END_OF_TEXT], special_tokens=True)
@@ -317,6 +321,15 @@ def dropped_row(reason: str, source: str, problem: str = "") -> dict:
         "prompt_key": 0,
         "answer_keys": [],
     }
+
+
+def usable_reasons(ties: bool) -> tuple[str, ...]:
+    """What `dropped` says of rows that can train.
+
+    Args:
+        ties: whether comparisons whose answers are all tied train.
+    """
+    return ("", TIED) if ties else ("",)
 
 
 def _why_unusable(row: dict) -> str:

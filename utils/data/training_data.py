@@ -13,7 +13,7 @@ from utils.data import audit, cache, files, tokenization
 from utils.data.sampling import Mixture
 from utils.data.sides import Part, Sides, load_evaluation
 from utils.data.sources import parse_sources
-from utils.data.tokenization import MALFORMED, TIED, ComparisonTokenizer
+from utils.data.tokenization import MALFORMED, ComparisonTokenizer, usable_reasons
 
 TRAINING_COLUMNS = (
     *("index", "input_ids", "answer_starts", "answers", "ranks", "grades", "votes", "weight"),
@@ -48,8 +48,7 @@ def choose(args, sides: Sides) -> TrainingData:
     Raises:
         InputError: too many rows are malformed, or nothing usable is left.
     """
-    tables = [part.table for part in sides.train]
-    given = [p for p in sides.evaluation if not any(p.table is table for table in tables)]
+    given = [part for part in sides.evaluation if not part.held_out]
     counts: dict = {
         "train": _count(sides.train, args.max_bad_rows, args.tie_threshold > 0),
         "eval": _count(given, args.max_bad_rows),  # what was held out is counted where it trains
@@ -110,11 +109,8 @@ def count_rows(table: datasets.Dataset, ties: bool = False) -> dict:
         ties: whether comparisons whose answers are all tied are kept.
     """
     data = table.data
-    reasons = {
-        entry["values"]: entry["counts"]
-        for entry in pc.value_counts(data.column("dropped")).to_pylist()
-    }
-    usable = ["", TIED] if ties else [""]
+    reasons = audit.count_values(data.column("dropped"))
+    usable = usable_reasons(ties)
     kept = sum(reasons.pop(reason, 0) for reason in usable)
     kept_rows = pc.is_in(data.column("dropped"), pa.array(usable))
     columns = {tokenization.EMPTY: "empty_answers", tokenization.TOO_LONG: "long_answers"}
@@ -129,7 +125,7 @@ def count_rows(table: datasets.Dataset, ties: bool = False) -> dict:
     return {
         "comparisons": len(table),
         "kept": kept,
-        "dropped": reasons,
+        "dropped": dict(reasons),
         "dropped_answers": answers,
         "truncated": pc.sum(pc.greater(data.column("cut").filter(kept_rows), 0)).as_py() or 0,
     }

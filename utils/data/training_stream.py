@@ -12,7 +12,7 @@ from utils.data.batching import Batch
 from utils.data.cache import Encoder
 from utils.data.files import RawRow, Rows
 from utils.data.sampling import Grouping, TrainingPlan
-from utils.data.tokenization import MALFORMED, TIED
+from utils.data.tokenization import MALFORMED, usable_reasons
 
 WINDOW = 8192  # rows that are shuffled together
 FEWEST = 1000  # rows from which on a share of malformed ones means something
@@ -53,7 +53,7 @@ class TrainingStream:
         self.sources, self.weights = sources, weights
         self.group, self.collate = group, collate
         self.steps, self.seed, self.progress = steps, seed, progress
-        self.usable = ("", TIED) if ties else ("",)
+        self.usable = usable_reasons(ties)
         self.max_bad_rows = max_bad_rows
         self.counts: Counter[str] = Counter()  # of what became of the rows
 

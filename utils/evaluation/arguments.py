@@ -4,6 +4,7 @@ import argparse
 
 from utils.arguments import HelpFormatter, add_layout, require
 from utils.data.arguments import add_chat_template, add_format
+from utils.data.formats import FORMATS
 
 BENCHMARKS = ("rewardbench", "rewardbench2", "rm-bench", "judgebench", "llmbar")
 
@@ -64,7 +65,7 @@ def _add_input(parser):
         help="files, folders or hub names with comparisons, in any layout that main.py takes, or "
         "with prompt and response(s) that nobody ranked; - reads JSON lines from standard input",
     )
-    add_format(add)
+    add_format(add, FORMATS)
     add(
         "--benchmark",
         choices=BENCHMARKS,

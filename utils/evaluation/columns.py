@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.arguments import InputError
-from utils.data.comparison import mix
+from utils.data.columns import matrices, mix
 
 # Ordered pairs of answers, K * K a comparison, that are looked at together: it bounds the memory.
 MOST_PAIRS = 2**18
@@ -85,7 +85,7 @@ def read_columns(records: Sequence[dict]) -> Columns:
             copies[start : start + count] = record["copies"]
         if "votes" in record:
             votes[start : start + count] = record["votes"]
-    (comparison, better, worse), ranking = _find_pairs(counts, starts, ranks, scores, copies)
+    (comparison, better, worse), ranking = _find_pairs(counts, ranks, scores, copies)
     voted = votes[better] + votes[worse]
     share = np.full(len(better), np.nan)
     row_key = mix(_as_keys(records, "index")).repeat(counts)
@@ -132,11 +132,11 @@ def _as_keys(records: Sequence[dict], name: str) -> np.ndarray:
     return np.array([record[name] & 0xFFFFFFFFFFFFFFFF for record in records], dtype=np.uint64)
 
 
-def _find_pairs(counts, starts, ranks, scores, copies) -> tuple[np.ndarray, np.ndarray]:
+def _find_pairs(counts, ranks, scores, copies) -> tuple[np.ndarray, np.ndarray]:
     """All pairs, and how well the scores order each comparison that has one.
 
     Args:
-        counts, starts: int64 [C], answers of each comparison, and where they begin in the rest.
+        counts: int64 [C], answers of each comparison.
         ranks, scores, copies: of all answers, one after the other.
 
     Returns:
@@ -145,9 +145,7 @@ def _find_pairs(counts, starts, ranks, scores, copies) -> tuple[np.ndarray, np.n
     """
     pairs = [np.empty((3, 0), dtype=np.int64)]
     ranking = np.full((4, len(counts)), np.nan)
-    for count in np.unique(counts):
-        rows = np.flatnonzero(counts == count)
-        places = starts[rows, None] + np.arange(count)  # of comparisons of one size: a matrix
+    for rows, places in matrices(counts):
         own_ranks, own_scores, own_copies = ranks[places], scores[places], copies[places]
         scored = ~np.isnan(own_scores)
         beats = own_ranks[:, :, None] < own_ranks[:, None, :]
