@@ -1,4 +1,7 @@
+import json
+
 import pytest
+import yaml
 
 from utils.evaluation.arguments import parse_evaluation_arguments
 from utils.training import arguments
@@ -184,3 +187,111 @@ def test_a_monitor_needs_its_package(monkeypatch, capsys, name, package, install
     with pytest.raises(SystemExit):
         parse_training_arguments(words)
     assert f"--monitor {name} needs a package: pip install {package}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("parse", [parse_training_arguments, parse_evaluation_arguments])
+def test_each_group_of_the_help_fits_a_screen(parse, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    starts = [i for i, line in enumerate(lines) if line.endswith(":") and line[0] != " "]
+    assert len(starts) > 5
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        assert end - start <= 24, lines[start]
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        (["--max_length", "9"], "--max_seq_len"),
+        (["--learning-rate=1e-3"], "--learning_rate"),
+        (["--qqqqqq"], None),
+    ],
+)
+def test_an_unknown_flag_is_answered_with_the_nearest(words, nearest, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_training_arguments(["--model_name_or_path", "m", *words])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    hint = f"; the nearest is {nearest}" if nearest else ""
+    assert message == f"main.py: error: unrecognized arguments: {' '.join(words)}{hint}"
+
+
+def write_config(folder, values, name="config.yaml"):
+    path = folder / name
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return ["--config", str(path)]
+
+
+COMMAND_LINES = [
+    ["--model_name_or_path", "m"],
+    DEEPSPEED_CHAT.split(),
+    ["--model_name_or_path", "m", *STREAM, "--monitor", "csv", "--dropout", "0", "--margin"],
+    ["--model_name_or_path", "m: #1", "--lora_dim", "8", "--data_path", "a:0.25", "b c:0.75"],
+    ["--model_name_or_path", "m", "--zero_stage", "3", *NVME, "--learning_rate", "1e-05"],
+]
+
+
+@pytest.mark.parametrize("write", [json.dumps, yaml.safe_dump])
+@pytest.mark.parametrize("words", COMMAND_LINES)
+def test_what_was_parsed_can_be_read_back(tmp_path, words, write):
+    args = parse_training_arguments(words)
+    record = {"arguments": vars(args), "world_size": 1, "data": {"train": 7}}
+    for values in (record, vars(args)):
+        assert parse_training_arguments(write_config(tmp_path, write(values))) == args
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    values = {"model_name_or_path": "m", "max_seq_len": 128, "data_path": ["a", "b"], "seed": 5}
+    config = write_config(tmp_path, {**values, "offload": True, "zero_stage": 2, "margin": False})
+    for words in (
+        [*config, "--data_path", "c", "--seed", "6"],
+        ["--data_path=c", "--seed=6", *config],
+    ):
+        args = parse_training_arguments(words)
+        assert (args.model_name_or_path, args.max_seq_len, args.data_path) == ("m", 128, ["c"])
+        assert (args.seed, args.offload, args.margin) == (6, "cpu", False)
+        assert args.learning_rate == 5e-5 and not hasattr(args, "config")
+
+
+def test_rw_eval_reads_a_file_too(tmp_path):
+    values = {"model_name_or_path": "m", "prompt": "Why?", "response": ["a, b", "c"]}
+    words = write_config(tmp_path, {**values, "apply_chat_template": False, "normalize": True})
+    args = parse_evaluation_arguments(words)
+    assert (args.prompt, args.response) == ("Why?", ["a, b", "c"])
+    assert (args.apply_chat_template, args.normalize) == (False, True)
+    assert parse_evaluation_arguments([*words, "--apply_chat_template"]).apply_chat_template
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_length": 9}, "there is no flag max_length; the nearest is max_seq_len"),
+        ({"config": "other.yaml"}, "there is no flag config"),
+        ({"help": True}, "there is no flag help"),
+        ({3: 4}, "there is no flag 3"),
+        ({"margin": 1}, "margin is 1; it must be true or false"),
+        ({"seed": {"a": 1}}, "seed is {'a': 1}; it must be a value or a list of values"),
+        ({"seed": "one"}, "argument --seed: invalid int value: 'one'"),
+        ({"max_steps": True}, "argument --max_steps: expected one argument"),
+        ({"loss": "hinge"}, "argument --loss: invalid choice: 'hinge'"),
+        ({"max_seq_len": 4}, "--max_seq_len is 4; it must be at least 8"),
+        ("- a\n- b\n", "must have a line `flag: value` for each flag"),
+        ("", "must have a line `flag: value` for each flag"),
+        ("a: [", "cannot be read: while parsing"),
+        ("\0", "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path, capsys, values, message):
+    with pytest.raises(SystemExit) as caught:
+        parse_training_arguments(["--model_name_or_path", "m", *write_config(tmp_path, values)])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse_training_arguments(["--config", str(tmp_path / "none.yaml")])
+    assert "none.yaml cannot be read: [Errno 2]" in capsys.readouterr().err

@@ -1,15 +1,11 @@
 """What the command lines of main.py and rw_eval.py share."""
 
 import argparse
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default where there is one to show."""
-
-    def _get_help_string(self, action):
-        if action.default is None or action.default is False or action.default == []:
-            return action.help
-        return super()._get_help_string(action)
+import yaml
 
 
 class InputError(Exception):
@@ -19,7 +15,96 @@ class InputError(Exception):
     """
 
 
-def add_layout(add) -> None:
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one to show, and N for a whole number, X for any."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+    def _get_default_metavar_for_optional(self, action):
+        return {int: "N", float: "X"}.get(action.type, action.dest.rsplit("_")[-1].upper())
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Reads flags from the command line and, where --config names one, from a file before it.
+
+    The words that stand for the file come first, so a flag of the command line wins over the file,
+    and both are checked in the same way.
+    """
+
+    def __init__(self, prog: str, usage: str, description: str):
+        super().__init__(prog, usage, description, formatter_class=HelpFormatter)
+        self.add_argument(
+            "--config",
+            metavar="FILE",
+            help="YAML or JSON file with flags (max_seq_len: 512, margin: true), also the "
+            "training_args.json of a run; flags given here win over the file, the file over "
+            "defaults",
+        )
+
+    def parse(self, argv: list[str] | None) -> argparse.Namespace:
+        """Parse the words of a command line (None: the process's); exit with code 2 on bad ones."""
+        given = sys.argv[1:] if argv is None else argv
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder.add_argument("--config")
+        path = finder.parse_known_args(given)[0].config
+        words = self._read_config(path) if path else []
+        args, unknown = self.parse_known_args(words + given)
+        if unknown:
+            hint = _nearest(unknown[0].split("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        del args.config
+        return args
+
+    def _read_config(self, path: str) -> list[str]:
+        try:
+            with open(path, encoding="utf-8") as file:
+                values = yaml.safe_load(file)
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            self.error(f"--config {path} cannot be read: {' '.join(str(error).split())}")
+        if isinstance(values, dict) and "arguments" in values:
+            values = values["arguments"]  # of a training_args.json, which holds more
+        if not isinstance(values, dict):
+            self.error(f"--config {path} must have a line `flag: value` for each flag")
+        actions = {action.dest: action for action in self._actions}
+        words = []
+        for name, value in values.items():
+            if name not in actions or name in ("help", "config"):
+                hint = _nearest(str(name), actions)
+                self.error(f"--config {path}: there is no flag {name}{hint}")
+            try:
+                words += _words(actions[name], value)
+            except ValueError as error:
+                self.error(f"--config {path}: {name} is {value!r}; {error}")
+        return words
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = get_close_matches(name, names, 1)
+    return f"; the nearest is {near[0]}" if near else ""
+
+
+def _words(action: argparse.Action, value) -> list[str]:
+    """What one would type for a value of a file; null and a switch that is off are left out."""
+    flag = action.option_strings[0]
+    if value is None or value == []:
+        return []
+    if isinstance(value, bool):
+        return [flag] if value else list(action.option_strings[1:])  # --no-FLAG, if there is one
+    if action.nargs == 0:
+        raise ValueError("it must be true or false")
+    if isinstance(value, dict):
+        raise ValueError("it must be a value or a list of values")
+    if not isinstance(value, list):
+        return [f"{flag}={value}"]
+    if isinstance(action.nargs, str | int):
+        return [flag, *map(str, value)]
+    return [f"{flag}={','.join(map(str, value))}"]  # data_split
+
+
+def add_layout(add: Callable) -> None:
     """Add the flags of the batch layout, which main.py and rw_eval.py share, to a group."""
     add(
         "--batch_layout",
@@ -36,7 +121,9 @@ def add_layout(add) -> None:
     )
 
 
-def require(parser, args, least: float, *names: str) -> None:
+def require(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, least: float, *names: str
+) -> None:
     """Exit with code 2 if an argument is below `least`; None passes."""
     for name in names:
         value = getattr(args, name)

@@ -6,16 +6,15 @@ from utils.data.sources import parse_sources
 
 
 def add_data(parser) -> None:
-    """Add main.py's group of what it reads."""
+    """Add main.py's groups of what it reads, and what it stores of it."""
     add = parser.add_argument_group("data").add_argument
     add(
         "--data_path",
         nargs="+",
         default=["Dahoas/rm-static"],
         help="training comparisons: JSON, JSONL, Parquet or CSV files (also .gz), folders with "
-        "train and test files, or hub names; PATH:0.3 is a weight (all of them or none have one; "
-        "an epoch then repeats nothing), PATH:5000 takes a fixed random sample of so many; or a "
-        "YAML file that lists sources, weights, caps and splits",
+        "train and test files, hub names, or a YAML file that lists such sources; PATH:0.3 gives "
+        "a weight (to all of them or none), PATH:5000 takes a fixed random sample of so many",
     )
     add(
         "--eval_data_path",
@@ -36,6 +35,7 @@ def add_data(parser) -> None:
         help="shares of the prompts for the steps of RLHF, e.g. 2,4,4: training takes the second "
         "share of a shuffle by --seed; a single number or none takes everything",
     )
+    add = parser.add_argument_group("tokenised data").add_argument
     add("--data_output_path", help="where tokenised data is cached (default: datasets' own cache)")
     add("--num_workers", type=int, default=1, help="processes that tokenise")
     add(

@@ -2,7 +2,7 @@
 
 import argparse
 
-from utils.arguments import HelpFormatter, add_layout, require
+from utils.arguments import FlagParser, add_layout, require
 from utils.data.arguments import add_chat_template, add_format
 from utils.data.formats import FORMATS
 
@@ -11,19 +11,19 @@ BENCHMARKS = ("rewardbench", "rewardbench2", "rm-bench", "judgebench", "llmbar")
 
 def parse_evaluation_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse rw_eval.py's command line; a wrong flag or value exits with code 2."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="rw_eval.py",
         usage="rw_eval.py --model_name_or_path MODEL [flags; see --help]",
         description="Score answers with a reward model. Without anything to score it scores two "
         "built-in prompts, each with a good and a bad answer.",
-        formatter_class=HelpFormatter,
     )
     _add_model(parser)
     _add_input(parser)
+    _add_evaluation(parser)
     _add_output(parser)
     _add_batches(parser)
     _add_text_settings(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     _check(parser, args)
     return args
 
@@ -53,7 +53,12 @@ def _add_model(parser):
 def _add_input(parser):
     add = parser.add_argument_group("what to score").add_argument
     add("--prompt", help="a prompt; its answers follow in --response")
-    add("--response", action="append", help="an answer to --prompt; may be given several times")
+    add(
+        "--response",
+        nargs="+",
+        action="extend",
+        help="answers to --prompt; may be given several times",
+    )
     add(
         "--interactive",
         action="store_true",
@@ -66,6 +71,10 @@ def _add_input(parser):
         "with prompt and response(s) that nobody ranked; - reads JSON lines from standard input",
     )
     add_format(add, FORMATS)
+
+
+def _add_evaluation(parser):
+    add = parser.add_argument_group("evaluation").add_argument
     add(
         "--benchmark",
         choices=BENCHMARKS,

@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from importlib.util import find_spec
 
-from utils.arguments import HelpFormatter, add_layout, require
+from utils.arguments import FlagParser, add_layout, require
 from utils.data.arguments import add_data, add_data_checks, add_tokenization, check_data
 
 SCHEDULERS = (
@@ -23,24 +23,24 @@ def parse_training_arguments(argv: list[str] | None = None) -> argparse.Namespac
     Args:
         argv: the words of the command line; None takes those of the process.
     """
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="main.py",
-        usage="main.py --model_name_or_path MODEL --data_path DATA [DATA ...] [flags; see --help]",
+        usage="main.py --model_name_or_path MODEL --data_path DATA [flags; see --help]",
         description="Finetune a causal language model into a reward model with DeepSpeed.",
-        formatter_class=HelpFormatter,
     )
+    _add_model(parser)
     add_data(parser)
     add_data_checks(parser)
     add_tokenization(parser)
-    _add_model(parser)
     _add_loss(parser)
+    _add_batches(parser)
     _add_optimization(parser)
     _add_lora(parser)
     _add_deepspeed(parser)
     _add_evaluation(parser)
     _add_output(parser)
     _add_checkpoints(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     _check_training(parser, args)
     return args
 
@@ -89,8 +89,8 @@ def _add_loss(parser):
     number("--center_rewards_coefficient", help="of the mean of (better + worse score)^2, added")
 
 
-def _add_optimization(parser):
-    add = parser.add_argument_group("optimisation (batch sizes count comparisons)").add_argument
+def _add_batches(parser):
+    add = parser.add_argument_group("batches (sizes count comparisons, not answers)").add_argument
     add("--per_device_train_batch_size", type=int, default=16, help="comparisons a micro-batch")
     add(
         "--max_tokens_per_micro_batch",
@@ -101,12 +101,22 @@ def _add_optimization(parser):
     )
     add_layout(add)
     add("--gradient_accumulation_steps", type=int, default=1, help="micro-batches a step")
+
+
+def _add_optimization(parser):
+    add = parser.add_argument_group("optimisation").add_argument
     add("--learning_rate", type=float, default=5e-5, help="peak learning rate")
     add("--weight_decay", type=float, default=0.0, help="AdamW's decay; none on biases and norms")
     add("--max_grad_norm", type=float, default=1.0, help="clip gradients to this norm; 0: never")
     add("--num_train_epochs", type=int, default=1, help="passes over the data")
     add("--max_steps", type=int, default=0, help="stop after this many steps; 0: after the epochs")
-    add("--lr_scheduler_type", choices=SCHEDULERS, default="cosine", help="after the warm-up")
+    add(
+        "--lr_scheduler_type",
+        choices=SCHEDULERS,
+        metavar="NAME",
+        default="cosine",
+        help=f"of the learning rate after the warm-up: {', '.join(SCHEDULERS)}",
+    )
     add("--num_warmup_steps", type=int, default=0, help="steps in which the rate rises from 0")
     add("--warmup_ratio", type=float, default=0.0, help="the same as a share of all steps")
     add("--gradient_checkpointing", action="store_true", help="recompute activations: less memory")
@@ -219,7 +229,7 @@ def _add_output(parser):
 
 def _add_checkpoints(parser):
     add = parser.add_argument_group(
-        "training state (SIGTERM or SIGINT: finish the step, save it, exit with 143 or 130)"
+        "training state (SIGTERM and SIGINT save it and end with 143 and 130)"
     ).add_argument
     add(
         "--save_interval",
