@@ -57,6 +57,8 @@ def test_without_flags_everything_trains_once():
         (["--offload", "--zero_stage", "2"], "offload", "cpu"),
         (["--zero_stage", "3", "--offload", "cpu"], "offload", "cpu"),
         (["--zero_stage", "3", *NVME], "offload", "nvme"),
+        ([], "dropout", None),
+        (["--disable_dropout"], "dropout", 0),
         ([], "monitor", []),
         (["--enable_tensorboard"], "monitor", ["tensorboard"]),
         (["--monitor", "csv", "tensorboard"], "monitor", ["csv", "tensorboard"]),
@@ -231,6 +233,7 @@ COMMAND_LINES = [
     ["--model_name_or_path", "m", *STREAM, "--monitor", "csv", "--dropout", "0", "--margin"],
     ["--model_name_or_path", "m: #1", "--lora_dim", "8", "--data_path", "a:0.25", "b c:0.75"],
     ["--model_name_or_path", "m", "--zero_stage", "3", *NVME, "--learning_rate", "1e-05"],
+    ["--model_name_or_path", "m", "--disable_dropout"],
 ]
 
 

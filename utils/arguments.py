@@ -68,7 +68,7 @@ class FlagParser(argparse.ArgumentParser):
             values = values["arguments"]  # of a training_args.json, which holds more
         if not isinstance(values, dict):
             self.error(f"--config {path} must have a line `flag: value` for each flag")
-        actions = {action.dest: action for action in self._actions}
+        actions = {action.dest: action for action in reversed(self._actions)}
         words = []
         for name, value in values.items():
             if name not in actions or name in ("help", "config"):

@@ -57,6 +57,13 @@ def _add_model(parser):
     )
     add("--dropout", type=float, help="dropout probability everywhere (default: the model's)")
     add(
+        "--disable_dropout",
+        dest="dropout",
+        action="store_const",
+        const=0.0,
+        help="the same as --dropout 0, for early DeepSpeed-Chat command lines",
+    )
+    add(
         "--trust_remote_code",
         action="store_true",
         help="run model code that comes with the checkpoint; only for sources you trust",
