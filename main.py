@@ -7,25 +7,28 @@
 `python main.py --help` lists every flag; README.md describes the data and the output folder.
 """
 
-import json
 import sys
+from argparse import Namespace
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.arguments import InputError
 from utils.training.arguments import parse_training_arguments
 
 # A wrong flag is answered before the seconds that the imports below take.
-ARGS = parse_training_arguments() if __name__ == "__main__" else None
+if __name__ == "__main__":
+    ARGS = parse_training_arguments()
 
+import torch
 import transformers
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from utils import distributed
 from utils.data.audit import audit_sides
-from utils.data.batching import PlannedBatches, make_collator
-from utils.data.sampling import MicroBatch
-from utils.data.sides import load_sides
+from utils.data.batching import make_collator
+from utils.data.sides import Sides, load_sides
 from utils.data.tokenization import (
     ComparisonTokenizer,
     TextSettings,
@@ -37,6 +40,7 @@ from utils.evaluation.audit_report import print_audit, write_audit
 from utils.evaluation.model_card import model_card
 from utils.model import hub
 from utils.model.adapters import add_lora, merge_lora, save_adapter
+from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import choose_layout
 from utils.training.checkpoint import (
     Progress,
@@ -54,35 +58,34 @@ from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
 from utils.training.memory import print_estimate
 from utils.training.nvme import check_nvme, fit_buffers
-from utils.training.plan import plan_evaluation, plan_run, plan_stream
+from utils.training.plan import plan_evaluation, plan_run, plan_stream, show_plan
 from utils.training.throughput import Throughput, parameter_size
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 # What an audit holds for.
 AUDITED = ("data_path", "eval_data_path", "model_name_or_path", "max_seq_len", "overlength")
 
 
-def main(args) -> None:
+def main(args: Namespace) -> None:
     """Train as the command line says: data, model, engine, loop, save."""
     transformers.utils.logging.set_verbosity_error()  # hub.py reports what loading finds
     transformers.utils.logging.disable_progress_bar()
     check_output_dir(args)
     distributed.keep_freed_memory()
     device = distributed.initialize(args.local_rank)
-    for note in resolve_precision(args, device):
-        distributed.log(note)
+    distributed.log(*resolve_precision(args, device))
     ds_config = deepspeed_config(args, distributed.world_size())
     if args.offload == "nvme":
         check_nvme()
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
     hub.set_dropout(config, args.dropout)
     if args.estimate_memory:
-        if distributed.is_main():
-            devices = distributed.local_world_size()
-            print_estimate(hub.empty_model(config), devices, distributed.world_size() // devices)
+        print_estimate(hub.empty_model(config))
         return
     args.batch_layout, notes = choose_layout(config, args.batch_layout)
-    for note in notes:
-        distributed.log(note)
+    distributed.log(*notes)
     checkpoint = find_checkpoint(args, device)
     progress = checkpoint.progress if checkpoint else Progress()
     encoder = prepare_text(args, config)
@@ -99,22 +102,22 @@ def main(args) -> None:
         data = choose(args, sides)
         plan = plan_run(args, data, collate, progress, device)
     data.counts.update(tokens_per_epoch=plan.tokens, comparisons_per_epoch=plan.epoch_size)
-    total_steps = progress.step + plan.steps
     if checkpoint:
         checkpoint.check_run(plan.run, plan.step_size)
     if args.dry_run:
-        distributed.log(f"global batch: {plan.batch_size:g} comparisons, {total_steps} steps")
-        show_plan(args, ds_config, encoder, data, collate)
+        show_plan(args, ds_config, encoder, data, plan, collate)
         return
-    state_folder = reshard(checkpoint, ds_config, args) if checkpoint else None
-    engine = build_model_and_engine(args, config, encoder.tokenizer, ds_config, total_steps)
+    if checkpoint:
+        state_folder = reshard(checkpoint, ds_config, args)
+    model = load_model(args, config, encoder.tokenizer, ds_config)
+    engine = build_engine(model, ds_config, args, plan.total_steps)
     if checkpoint:
         load_checkpoint(engine, checkpoint, state_folder)
     remove_foreign_states(args, checkpoint)
     write_arguments(args, ds_config, data.counts, plan.batch_size)
     throughput = Throughput(engine.module.model, device, args.dtype, distributed.world_size())
     before = checkpoint.log if checkpoint else None
-    log = RunLog(args, total_steps, engine.monitor, throughput, progress.step, before)
+    log = RunLog(args, plan.total_steps, engine.monitor, throughput, progress.step, before)
     checks = ModelChecks(args, data.evaluation, encoder, device)
     save_model = partial(save, args, engine, encoder, data.counts, checks)
     best = checkpoint.best_accuracy(args.output_dir) if checkpoint else -1.0
@@ -124,7 +127,7 @@ def main(args) -> None:
     conclude(args, trainer, checks)
 
 
-def prepare_text(args, config) -> ComparisonTokenizer:
+def prepare_text(args: Namespace, config: PreTrainedConfig) -> ComparisonTokenizer:
     """The tokenizer, with its end and padding tokens, and what makes rows of comparisons."""
     longest = getattr(config, "max_position_embeddings", None) or args.max_seq_len
     if args.max_seq_len > longest:
@@ -134,8 +137,7 @@ def prepare_text(args, config) -> ComparisonTokenizer:
         )
     tokenizer = hub.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token, args.chat_template)
-    for note in notes:
-        distributed.log(note)
+    distributed.log(*notes)
     args.num_padding_at_beginning = check_num_padding_at_beginning(
         tokenizer, end_token, args.num_padding_at_beginning
     )
@@ -145,7 +147,9 @@ def prepare_text(args, config) -> ComparisonTokenizer:
     return ComparisonTokenizer(tokenizer, settings)
 
 
-def look_at_data(args, config, sides, device) -> None:
+def look_at_data(
+    args: Namespace, config: PreTrainedConfig, sides: Sides, device: torch.device
+) -> None:
     """Print what the data are like; with --audit_data write it; with --strict end if it is bad."""
     serious = False
     if distributed.is_main():
@@ -166,8 +170,13 @@ def look_at_data(args, config, sides, device) -> None:
         raise SystemExit(3)
 
 
-def build_model_and_engine(args, config, tokenizer, ds_config, total_steps):
-    """Load the model with its head, add LoRA, hand it to DeepSpeed."""
+def load_model(
+    args: Namespace,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    ds_config: dict,
+) -> RewardModel:
+    """Load the model with its head, and add LoRA; ZeRO-3 partitions it."""
     if args.offload == "nvme":
         largest = hub.empty_model(config, vocabulary=len(tokenizer))
         fit_buffers(ds_config, largest, distributed.world_size())
@@ -185,8 +194,7 @@ def build_model_and_engine(args, config, tokenizer, ds_config, total_steps):
         trust_remote_code=args.trust_remote_code,
     )
     del zero3
-    for note in notes:
-        distributed.log(note)
+    distributed.log(*notes)
     if args.lora_dim:
         layers = add_lora(
             model, args.lora_dim, args.lora_alpha, args.lora_module_name, args.only_optimize_lora
@@ -197,35 +205,24 @@ def build_model_and_engine(args, config, tokenizer, ds_config, total_steps):
     sizes = {p: parameter_size(p) for p in model.parameters()}
     trained = sum(size for p, size in sizes.items() if p.requires_grad)
     distributed.log(f"{trained:,} of {sum(sizes.values()):,} parameters train")
-    return build_engine(model, ds_config, args, total_steps)
+    return model
 
 
-def show_plan(args, ds_config, encoder, data, collate) -> None:
-    """Print what a run would do, for --dry_run; of a stream the batch is one to evaluate."""
-    parts = {"arguments": vars(args), "DeepSpeed": ds_config, "data": data.counts}
-    for title, part in parts.items():
-        distributed.log(f"{title}: {json.dumps(part, indent=2)}")
-    rows = data.train or data.evaluation
-    batch = PlannedBatches(rows, [MicroBatch([0, 1], [1.0, 1.0])], collate)[0]
-    distributed.log(
-        f"one batch, {args.batch_layout}, {batch.attention_mask.sum()} tokens, pairs (better, "
-        f"worse) {batch.pairs.tolist()}:"
-    )
-    ends = encoder.tokenizer.batch_decode(batch.input_ids.flatten()[batch.end_index][:, None])
-    sequences = [ids for row in rows[[0, 1]]["input_ids"] for ids in row]
-    for number, (ids, end) in enumerate(zip(sequences, ends, strict=True)):
-        text = encoder.tokenizer.decode(ids)
-        distributed.log(f"[{number}] {len(ids)} tokens, scored at {end}: {text!r}")
-
-
-def save(args, engine, encoder, counts, checks, result) -> None:
+def save(
+    args: Namespace,
+    engine: "DeepSpeedEngine",
+    encoder: ComparisonTokenizer,
+    counts: dict,
+    checks: ModelChecks,
+    result: dict,
+) -> None:
     """Write the model, checked; every rank takes part in scoring and in gathering its weights."""
     checks.score(engine)
     state_dict = gather_weights(engine)
     if distributed.is_main():
         settings = asdict(encoder.settings)
 
-        def save_more(folder):
+        def save_more(folder: Path) -> None:
             if args.save_adapter:
                 rank, alpha, base = args.lora_dim, args.lora_alpha, args.model_name_or_path
                 save_adapter(state_dict, rank, alpha, base, folder / "adapter")
@@ -247,7 +244,7 @@ def save(args, engine, encoder, counts, checks, result) -> None:
     distributed.barrier()
 
 
-def conclude(args, trainer, checks) -> None:
+def conclude(args: Namespace, trainer: Trainer, checks: ModelChecks) -> None:
     """Draw the curves, save the last model, and fail if the saved one did not pass its checks."""
     trainer.log.finish()
     if not args.save_best:
@@ -263,7 +260,7 @@ if __name__ == "__main__":
     try:
         main(ARGS)
     except SystemExit as stop:
-        exit_code = stop.code
+        exit_code = int(stop.code or 0)
     except (InputError, CheckError, FloatingPointError) as error:
         exit_code = 2 if isinstance(error, InputError) else 1
         if distributed.is_first_on_node():

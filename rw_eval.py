@@ -8,11 +8,12 @@
 `python rw_eval.py --help` lists every flag.
 """
 
+import argparse
 import json
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,15 +21,16 @@ from pathlib import Path
 from utils.arguments import InputError
 from utils.evaluation.arguments import parse_evaluation_arguments
 
-# A wrong flag is answered before the seconds that the imports below take.
-ARGS = parse_evaluation_arguments() if __name__ == "__main__" else None
+if __name__ == "__main__":
+    # A wrong flag is answered before the seconds that the imports below take.
+    ARGS = parse_evaluation_arguments()
 
 import torch
 import transformers
+from transformers import PreTrainedConfig
 
 from utils import distributed
 from utils.data.batching import make_collator
-from utils.data.comparison import Comparison
 from utils.data.streaming import Stream, open_benchmark, open_stream
 from utils.data.tokenization import (
     ComparisonTokenizer,
@@ -38,44 +40,27 @@ from utils.data.tokenization import (
 )
 from utils.evaluation.benchmarks import BENCHMARKS
 from utils.evaluation.compare import compare, print_comparison, write_comparison
-from utils.evaluation.interactive import ask
 from utils.evaluation.metrics import Tallies
+from utils.evaluation.prompts import ask, given_prompts, score_prompts
 from utils.evaluation.records import (
+    Form,
     LineFile,
     RowCounts,
     as_pair,
     as_scores,
     best_of_n,
-    read_records,
+    score_records,
     score_windows,
 )
-from utils.evaluation.report import print_benchmark, print_results, print_scores, write_report
+from utils.evaluation.report import print_benchmark, print_results, write_report
 from utils.evaluation.scoring import Scorer
 from utils.model import hub
 from utils.model.shared_prefix import choose_layout
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMS = {"best_of_n": best_of_n, "as_pairs": as_pair, "as_scores": as_scores}
 
-BUILT_IN = (
-    (
-        "Please tell me about Microsoft in a few sentences.",
-        "Microsoft is a technology company that was founded in 1975 by Bill Gates and Paul Allen. "
-        "It is best known for the Windows operating system and for the Office programs, and it "
-        "also makes the Xbox and runs a large cloud service.",
-        "I'm not sure.",
-    ),
-    (
-        "Explain the moon landing to a 6 year old in a few sentences.",
-        "A long time ago, in 1969, three people flew to the Moon in a big rocket. Two of them "
-        "climbed down a ladder and walked on the dusty ground. They picked up some stones, put up "
-        "a flag, and then they flew all the way home.",
-        "I don't know, I don't know.",
-    ),
-)
 
-
-def main(args) -> None:
+def main(args: argparse.Namespace) -> None:
     """Score what the command line names: rows, one prompt, or the built-in prompts."""
     if args.compare:
         compare_models(args)
@@ -98,7 +83,7 @@ def main(args) -> None:
         distributed.log(note)
     # Rows before the model: what is wrong with them shows at once.
     streams = open_streams(args)
-    prompts = () if streams or args.interactive else check_prompts(args, encoder)
+    prompts = [] if streams or args.interactive else given_prompts(args, encoder)
     scorer = load_scorer(args, config, encoder, device)
     if streams:
         score_streams(args, scorer, streams)
@@ -108,7 +93,7 @@ def main(args) -> None:
         score_prompts(args, scorer, prompts)
 
 
-def compare_models(args) -> None:
+def compare_models(args: argparse.Namespace) -> None:
     """Print two evaluations side by side, and write that if there is a folder."""
     before = Path(args.output_dir or "") / "compare.json"
     if args.output_dir and before.exists() and not args.overwrite_output_dir:
@@ -122,7 +107,7 @@ def compare_models(args) -> None:
         write_comparison(args.output_dir, comparison)
 
 
-def load_encoder(args, config) -> ComparisonTokenizer:
+def load_encoder(args: argparse.Namespace, config: PreTrainedConfig) -> ComparisonTokenizer:
     """The tokenizer with training's settings, where the command line does not override them."""
     tokenizer = hub.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token, args.chat_template)
@@ -145,9 +130,14 @@ def load_encoder(args, config) -> ComparisonTokenizer:
     return ComparisonTokenizer(tokenizer, settings)
 
 
-def load_scorer(args, config, encoder: ComparisonTokenizer, device) -> Scorer:
+def load_scorer(
+    args: argparse.Namespace,
+    config: PreTrainedConfig,
+    encoder: ComparisonTokenizer,
+    device: torch.device,
+) -> Scorer:
     """The model on its device, ready to score."""
-    statistics = getattr(config, "score_statistics", None)
+    statistics: dict[str, float] = getattr(config, "score_statistics", None) or {}
     if args.normalize and not statistics:
         raise InputError(
             f"{args.model_name_or_path}: the config has no score_statistics, so --normalize does "
@@ -157,7 +147,7 @@ def load_scorer(args, config, encoder: ComparisonTokenizer, device) -> Scorer:
         args.model_name_or_path,
         config,
         encoder.tokenizer,
-        dtype=DTYPES[args.dtype],
+        dtype=hub.DTYPES[args.dtype],
         layout=args.batch_layout,
         trust_remote_code=args.trust_remote_code,
         device_map=args.device_map,
@@ -175,44 +165,7 @@ def load_scorer(args, config, encoder: ComparisonTokenizer, device) -> Scorer:
     )
 
 
-def check_prompts(args, encoder: ComparisonTokenizer) -> list[tuple[str, Comparison]]:
-    """The prompt of the command line, or the built-in ones, each with its title.
-
-    Raises:
-        InputError: an answer is empty or too long.
-    """
-    if args.prompt is not None:
-        prompts = [(args.prompt, args.prompt, args.response)]
-    else:
-        prompts = [(q, [{"role": "user", "content": q}], answers) for q, *answers in BUILT_IN]
-    checked = []
-    for title, prompt, answers in prompts:
-        comparison = Comparison(prompt, answers, range(len(answers)), "command line")
-        (row,) = encoder.rows([comparison])
-        for number, answer in enumerate(answers):
-            if number not in row["answers"]:
-                raise InputError(
-                    f"the answer {answer[:60]!r} is empty or has more than "
-                    f"{encoder.settings.max_seq_len} tokens: give another --response "
-                    "or --max_seq_len"
-                )
-        checked.append((title, comparison))
-    return checked
-
-
-def score_prompts(args, scorer: Scorer, prompts: list[tuple[str, Comparison]]) -> None:
-    """Score and print the prompts that `check_prompts` made."""
-    rows = scorer([comparison for _, comparison in prompts])
-    for (title, comparison), row in zip(prompts, rows, strict=True):
-        answers, scores = comparison.responses, row["scores"]
-        built_in = args.prompt is None
-        labels = ["good", "bad"] if built_in else [str(n + 1) for n in range(len(answers))]
-        print_scores(title, list(zip(labels, answers, scores, strict=True)))
-        if built_in:
-            print(f"good answer {'above' if scores[0] > scores[1] else 'NOT above'} the bad one\n")
-
-
-def open_streams(args) -> list[Stream]:
+def open_streams(args: argparse.Namespace) -> list[Stream]:
     """The rows that --data_path or --benchmark name; none if neither is given."""
     if args.benchmark:
         benchmark = BENCHMARKS[args.benchmark]
@@ -226,7 +179,7 @@ def open_streams(args) -> list[Stream]:
     return [open_stream(path, args.format) for path in args.data_path or ()]
 
 
-def score_streams(args, scorer: Scorer, streams: list[Stream]) -> None:
+def score_streams(args: argparse.Namespace, scorer: Scorer, streams: list[Stream]) -> None:
     """Score all rows and write what was asked for: data made with the scores, or a report."""
     form = next((name for name in FORMS if getattr(args, name)), None)
     name = f"{form or 'scores'}.jsonl"
@@ -235,26 +188,23 @@ def score_streams(args, scorer: Scorer, streams: list[Stream]) -> None:
         # Where the data goes to standard output, nothing else does.
         output = sys.stdout
         with nullcontext() if path else redirect_stdout(sys.stderr):
-            make_data(args, scorer, streams, FORMS[form], LineFile(path, args.resume, output))
+            make_data(scorer, streams, FORMS[form], LineFile(path, args.resume, output))
     else:
         evaluate(args, scorer, streams, LineFile(path, args.resume))
 
 
-def prepare_output_dir(args, scorer: Scorer, name: str) -> Path:
-    """Make the folder, refuse to lose or to mix what is in it, and note what is being done.
-
-    Args:
-        args: the command line.
-        scorer: whose text settings count.
-        name: of the file of lines that will be written.
+def prepare_output_dir(args: argparse.Namespace, scorer: Scorer, name: str) -> Path:
+    """Make the folder for the file `name`, and note what is being done.
 
     Raises:
         InputError: there is an evaluation already, or --resume with other settings than its.
     """
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    flags = ("model_name_or_path", "data_path", "format", "benchmark", "label", "dtype")
-    flags += ("normalize", "chat_template")
+    flags = (
+        *("model_name_or_path", "data_path", "format", "benchmark", "label", "dtype"),
+        *("normalize", "chat_template"),
+    )
     asked = {f"--{flag}": getattr(args, flag) for flag in flags}
     asked |= {"file": name, "text settings": asdict(scorer.encoder.settings)}
     note = folder / "evaluation_args.json"
@@ -281,7 +231,7 @@ def prepare_output_dir(args, scorer: Scorer, name: str) -> Path:
     return folder
 
 
-def make_data(args, scorer: Scorer, streams, form: Callable, file: LineFile) -> None:
+def make_data(scorer: Scorer, streams: list[Stream], form: Form, file: LineFile) -> None:
     """Write a line for each row, in one of the FORMS."""
     counts, written = RowCounts(), 0
     for scored in score_windows(scorer, streams, file.start, form):
@@ -292,26 +242,21 @@ def make_data(args, scorer: Scorer, streams, form: Callable, file: LineFile) -> 
     distributed.log(f"{counts}, {written:,} lines written{f' to {file.path}' if file.path else ''}")
 
 
-def evaluate(args, scorer: Scorer, streams, file: LineFile) -> None:
+def evaluate(
+    args: argparse.Namespace, scorer: Scorer, streams: list[Stream], file: LineFile
+) -> None:
     """Score rows and print the metrics; write scores.jsonl and the report if there is a folder."""
     counts, tallies = RowCounts(), Tallies(args.label)
 
-    def records() -> Iterator[dict]:
-        before = read_records(file.path) if file.start else ()
-        for part in before:
-            counts.add(part)
-            tallies.add(part)
-            yield from part
-        for scored in score_windows(scorer, streams, file.start):
-            part = [record for record, _ in scored]
-            file.write(part)
+    def counted() -> Iterator[dict]:
+        for part in score_records(scorer, streams, file):
             counts.add(part)
             tallies.add(part)
             yield from part
 
-    benchmark = BENCHMARKS[args.benchmark].sections(records()) if args.benchmark else None
-    if not args.benchmark:
-        deque(records(), maxlen=0)
+    records = counted()
+    benchmark = BENCHMARKS[args.benchmark].sections(records) if args.benchmark else None
+    deque(records, maxlen=0)  # without a benchmark nobody has asked for them yet
     if not distributed.is_main():
         return
     print(counts)

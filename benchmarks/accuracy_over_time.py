@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import datasets
 import torch
 import transformers
-from matplotlib.figure import Figure
 
 from benchmarks.contestants import explode
 from utils.data.batching import load_batches, make_collator
@@ -31,12 +30,16 @@ from utils.data.sampling import Grouping, evaluation_plan
 from utils.data.sides import load_source
 from utils.data.sources import Source
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
+from utils.evaluation.plots import ACCENT, DARK, picture
 from utils.evaluation.scoring import evaluate
 from utils.model.reward_model import RewardModel
 
 ROOT = Path(__file__).parents[1]
 RATE, WARMUP = 1e-3, 0.1
-COLORS = {"packed": "#08519c", "TRL": "#d94801"}
+CURVES = {
+    "packed": ("packed, 11 answers ranked", {"color": DARK, "marker": "o"}),
+    "TRL": ("TRL, exploded pairs", {"color": ACCENT, "marker": "^", "linestyle": "--"}),
+}
 T_VALUE = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 97.5 % of Student's t, by number of seeds
 
 
@@ -235,29 +238,25 @@ def line_of(name: str, seconds: float, values: list[float]) -> str:
 
 def draw(results: list[dict], path: Path) -> None:
     """Accuracy against the time, a line for each seed, as a PNG."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    labels = {"packed": "packed, 11 answers ranked", "TRL": "TRL RewardTrainer, exploded pairs"}
-    for trainer, style in (("packed", "-"), ("TRL", "--")):
-        for number, curve in enumerate(curves(results, trainer)):
-            axes.plot(
-                [max(line["seconds"], 0.5) for line in curve],
-                [line["accuracy"] for line in curve],
-                style,
-                color=COLORS[trainer],
-                marker=".",
-                linewidth=1.3,
-                label=None if number else f"{labels[trainer]} (one epoch, three seeds)",
-            )
-    axes.set_xscale("log")
-    axes.set(
-        xlabel="training time on one core (seconds; the start stands at 0.5)",
-        ylabel="accuracy on unseen prompts (share of pairs)",
-    )
-    axes.grid(color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=120)
+    with picture(path) as figure:
+        axes = figure.subplots()
+        for trainer, (label, style) in CURVES.items():
+            for number, curve in enumerate(curves(results, trainer)):
+                axes.plot(
+                    [max(line["seconds"], 0.5) for line in curve],
+                    [line["accuracy"] for line in curve],
+                    linewidth=1.8,
+                    markersize=6,
+                    label=None if number else label,
+                    **style,
+                )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(
+            xlabel="training time (seconds on one core; the start stands at 0.5)",
+            ylabel="accuracy on unseen prompts\n(share of pairs)",
+        )
+        axes.legend(loc="lower right", title="one epoch, a line a seed", alignment="left")
 
 
 if __name__ == "__main__":

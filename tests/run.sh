@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
-# Lint and tests, on any machine with Python 3.11 or newer: what is missing goes into .venv, once.
+# Lint, types, spelling and tests, on any machine with Python 3.11 or newer: what is missing goes
+# into .venv, once.
 #
 #   bash tests/run.sh [arguments of pytest]
 set -euo pipefail
 REQUIREMENTS=requirements-dev.txt
-MODULES="torch deepspeed transformers datasets accelerate peft tensorboard matplotlib rich sklearn hypothesis pytest xdist ruff"
+MODULES="torch deepspeed transformers datasets accelerate peft tensorboard matplotlib tqdm rich psutil
+    scipy yaml filelock hypothesis pytest xdist ruff sklearn mypy codespell_lib"
 source "$(dirname "${BASH_SOURCE[0]}")/../training_scripts/environment.sh"
 cd "$ROOT"
 ruff check .
 ruff format --check .
+codespell
+mypy
 # Two files at a time: most tests wait for a process that they have started.
 python -m pytest -n 2 --dist loadfile "$@"

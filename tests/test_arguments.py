@@ -1,8 +1,12 @@
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 import yaml
 
+from tests.conftest import ROOT
 from utils.evaluation.arguments import parse_evaluation_arguments
 from utils.training import arguments
 from utils.training.arguments import SCHEDULERS, parse_training_arguments
@@ -209,6 +213,7 @@ def test_each_group_of_the_help_fits_a_screen(parse, monkeypatch, capsys):
     [
         (["--max_length", "9"], "--max_seq_len"),
         (["--learning-rate=1e-3"], "--learning_rate"),
+        (["--learning_rat", "1e-3"], "--learning_rate"),
         (["--qqqqqq"], None),
     ],
 )
@@ -298,3 +303,14 @@ def test_a_file_that_is_not_there(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse_training_arguments(["--config", str(tmp_path / "none.yaml")])
     assert "none.yaml cannot be read: [Errno 2]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", ["main.py", "rw_eval.py"])
+def test_without_the_environment_one_sentence_says_how_to_get_it(program):
+    done = subprocess.run(
+        [sys.executable, "-S", program, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: No module named '\w+': run `source .*`, or `pip .*`\n", done.stderr
+    )

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -242,6 +243,20 @@ def test_interactive(folder, evaluate, monkeypatch):
     assert table.strip() in said
     assert said.count("prompt> ") == 3
     assert "not scored: it has more than 96 tokens" in said
+
+
+def test_built_in_prompts(evaluate):
+    said = evaluate("--max_seq_len", 256).out
+    scores = re.findall(r"^ (?:good|bad) .* (\S+\.\d{4}) *$", said, re.M)
+    pairs = [(float(good), float(bad)) for good, bad in (scores[:2], scores[2:])]
+    expected = ["above" if good > bad else "NOT above" for good, bad in pairs]
+    assert re.findall(r"^good answer (.*) the bad one$", said, re.M) == expected
+
+
+@pytest.mark.parametrize("answer", ["", " ", "word " * 99])
+def test_a_given_answer_without_a_score_is_an_error(evaluate, answer):
+    with pytest.raises(InputError, match="is empty or has more than 96 tokens: .*--response"):
+        evaluate("--prompt", "Q", "--response", "fine", "--response", answer)
 
 
 def test_a_benchmark(folder, tmp_path, evaluate):

@@ -131,6 +131,20 @@ def test_a_sweep_runs_each_combination_once(pretended, tmp_path):
     assert read_calls() == []
 
 
+def test_a_sweep_of_another_script(pretended, monkeypatch):
+    words, read_calls = pretended
+    script = ROOT / "training_scripts" / "pythia" / "single_gpu" / "run_1b.sh"
+    for name, value in {"SCRIPT": str(script), "OFFLOAD": "no", "RATES": "1e-6"}.items():
+        monkeypatch.setenv(name, value)
+    done = run_command(*words, "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (call,) = read_calls()
+    assert call.startswith("--num_gpus 1 ")
+    assert "--model_name_or_path EleutherAI/pythia-1b-deduped " in call
+    assert " --zero_stage 1 " in call
+    assert " --learning_rate 1e-6 " in call.split("--learning_rate 3e-6")[1]
+
+
 def test_a_stopped_run_ends_the_sweep_and_is_taken_up_first(pretended, tmp_path, monkeypatch):
     words, read_calls = pretended
     monkeypatch.setenv("OFFLOAD", "no")

@@ -1,4 +1,4 @@
-# Sourced by the scripts: makes `python` and `deepspeed` ready, and reads their arguments.
+# Sourced by the scripts: makes `python` and `deepspeed` ready, reads their arguments, and trains.
 #
 # Where torch, deepspeed and the rest import, that Python is used. Otherwise .venv is made from
 # requirements.txt, once. REQUIREMENTS and MODULES may name another list (tests/run.sh does).
@@ -29,4 +29,46 @@ read_arguments() {
     if [ $# -gt 0 ] && [[ "$1" != -* ]]; then ZERO_STAGE="$1"; shift; fi
     FLAGS=("$@")
     mkdir -p "$OUTPUT"
+}
+
+# train LAUNCHER MODEL DATA FLAGS: main.py with a script's model, data (both may be overridden) and
+# flags, then those of the command line, which win. What it prints goes to OUTPUT/training.log too;
+# a signal ends main.py, not the log. LAUNCHER in the environment takes a script to another place:
+# `LAUNCHER=over_ssh HOSTFILE=my_hosts bash training_scripts/opt/single_node/run_13b.sh`.
+train() {
+    local launcher="${LAUNCHER:-$1}" model="${MODEL:-$2}" data="${DATA:-$3}"
+    shift 3
+    "$launcher" "$ROOT/main.py" --model_name_or_path "$model" --data_path $data "$@" \
+        --zero_stage "$ZERO_STAGE" --enable_tensorboard --output_dir "$OUTPUT" \
+        ${FLAGS[@]+"${FLAGS[@]}"} 2>&1 |
+        { trap '' INT TERM; exec tee -a "$OUTPUT/${TRAINING_LOG:-training.log}"; }
+}
+
+# The launchers. Each gets main.py and its flags behind.
+MASTER_PORT="${MASTER_PORT:-29500}"
+HOSTFILE="${HOSTFILE:-$ROOT/training_scripts/opt/multi_node/hostfile}"
+
+one_gpu() {
+    deepspeed --num_gpus 1 --master_port "$MASTER_PORT" "$@"
+}
+
+all_gpus() {  # of this machine, or NUM_GPUS of them
+    deepspeed ${NUM_GPUS:+--num_gpus "$NUM_GPUS"} --master_port "$MASTER_PORT" "$@"
+}
+
+over_ssh() {  # all GPUs of the machines in HOSTFILE
+    deepspeed --hostfile "$HOSTFILE" --master_port "$MASTER_PORT" "$@"
+}
+
+without_ssh() {  # this machine's part of the same: run_350m_no_ssh.sh
+    deepspeed --hostfile "$HOSTFILE" --no_ssh --node_rank "$NODE_RANK" \
+        --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" "$@"
+}
+
+under_slurm() {  # a task for each GPU of the job, which a requeued job continues: run_350m_slurm.sh
+    local ranks='RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec "$@"'
+    export MASTER_ADDR MASTER_PORT
+    srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c "$ranks" bash \
+        python -u "$1" --resume_from_checkpoint latest --save_interval 200 --save_total_limit 2 \
+        "${@:2}"
 }

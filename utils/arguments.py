@@ -5,7 +5,12 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
-import yaml
+try:
+    import yaml
+except ModuleNotFoundError as error:  # the first package that is needed
+    raise SystemExit(
+        f"error: {error}: run `source .venv/bin/activate`, or `pip install -r requirements.txt`"
+    ) from error
 
 
 class InputError(Exception):
@@ -35,7 +40,10 @@ class FlagParser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str, usage: str, description: str):
-        super().__init__(prog, usage, description, formatter_class=HelpFormatter)
+        # A shortened flag is taken for a mistyped one, since later versions may make it ambiguous.
+        super().__init__(
+            prog, usage, description, formatter_class=HelpFormatter, allow_abbrev=False
+        )
         self.add_argument(
             "--config",
             metavar="FILE",

@@ -7,11 +7,16 @@ import platform
 import signal
 import socket
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 
 def initialize(local_rank: int = -1) -> torch.device:
@@ -28,7 +33,8 @@ def initialize(local_rank: int = -1) -> torch.device:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-        os.environ["MASTER_PORT"] = str(_free_port())
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
     if local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(local_rank))
 
@@ -65,9 +71,6 @@ class StopSignal:
     """Catches SIGTERM and SIGINT, so that a step can end and the training state be saved.
 
     A second SIGINT ends the process at once. Launchers repeat SIGTERM, so that one does not.
-
-    Args:
-        device: of this rank.
     """
 
     def __init__(self, device: torch.device):
@@ -76,7 +79,7 @@ class StopSignal:
         signal.signal(signal.SIGTERM, self._receive)
         signal.signal(signal.SIGINT, self._receive)
 
-    def _receive(self, number, frame):
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         self.code = self.code or 128 + number
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -86,7 +89,7 @@ class StopSignal:
         return max_over_ranks(self.code, self.device)
 
 
-def leave(code: int) -> None:
+def leave(code: int) -> NoReturn:
     """End the process with an exit code, after the exit handlers but without more teardown.
 
     gloo's threads outlive the process group. One that drops its last tensor while the interpreter
@@ -125,14 +128,15 @@ def is_first_on_node() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
-def log(message: str) -> None:
-    """Print on the first rank."""
+def log(*messages: str) -> None:
+    """Print each message on a line of its own, on the first rank."""
     if is_main():
-        tqdm.write(message)  # does not tear a progress bar
+        for message in messages:
+            tqdm.write(message)  # does not tear a progress bar
         sys.stdout.flush()
 
 
-def progress(iterable=None, **options) -> tqdm:
+def progress(iterable: Iterable | None = None, **options: Any) -> tqdm:
     """A progress bar on the first rank; in a log file it writes a line only now and then."""
     if not sys.stderr.isatty():
         options = {"mininterval": 10, "delay": 5, **options}
@@ -154,7 +158,7 @@ def max_over_ranks(number: int, device: torch.device) -> int:
     return int(numbers)
 
 
-def from_main(value):
+def from_main(value: T) -> T:
     """What the first rank holds, on every rank."""
     values = [value]
     if dist.is_initialized():
@@ -162,13 +166,13 @@ def from_main(value):
     return values[0]
 
 
-def gather_on_main(value) -> list:
+def gather_on_main(value: T) -> list[T]:
     """What each rank holds, in their order, on the first rank; nothing on the others."""
     if not dist.is_initialized():
         return [value]
-    values = [None] * world_size() if is_main() else None
-    dist.gather_object(value, values)
-    return values or []
+    values = [value] * world_size() if is_main() else []
+    dist.gather_object(value, values or None)
+    return values
 
 
 def barrier() -> None:
@@ -178,7 +182,7 @@ def barrier() -> None:
 
 
 @contextmanager
-def first_on_node():
+def first_on_node() -> Iterator[None]:
     """Run the body on each node's first process, then on the others, which find its files."""
     first = is_first_on_node()
     if not first:
@@ -188,9 +192,3 @@ def first_on_node():
     finally:
         if first:
             barrier()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

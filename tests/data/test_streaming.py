@@ -53,7 +53,8 @@ def test_a_later_start_leaves_the_windows_as_they_are(tmp_path, start):
 
     def cut(start):
         streams = [open_stream(str(path)) for path in (first, second)]
-        return [(w.first, [*map(parse_row, w.rows)], w.source) for w in windows(streams, 7, start)]
+        found = windows(streams, 7, start)
+        return [(w.first, [*map(parse_row, w.rows)], w.stream.name) for w in found]
 
     everything = cut(0)
     assert [w[0] for w in everything] == [0, 7, 14, 21, 23, 30, 37]

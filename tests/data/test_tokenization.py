@@ -80,10 +80,11 @@ def test_slow_tokenizer_and_missing_end_token_are_input_errors(opt_tokenizer):
     assert prepare_tokenizer(opt_tokenizer, True)[0] == "<|endoftext|>"
 
 
-def test_num_padding_at_beginning_is_one_for_opt_and_zero_for_others(make_encoder):
-    encoder = make_encoder()
+@pytest.mark.parametrize("eot", [False, True])
+def test_num_padding_at_beginning_is_one_for_opt_and_zero_for_others(make_encoder, eot):
+    encoder = make_encoder(eot=eot)
     tokenizer, end = encoder.tokenizer, encoder.settings.end_token
-    number = 1 if end == tokenizer.bos_token != "<|endoftext|>" else 0
+    number = 1 if tokenizer.eos_token == tokenizer.bos_token != "<|endoftext|>" else 0
     for given in (None, number):
         assert check_num_padding_at_beginning(tokenizer, end, given) == number
     with pytest.raises(InputError) as caught:

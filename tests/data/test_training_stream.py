@@ -12,7 +12,7 @@ from tests.conftest import write_jsonl
 from tests.data.loading import make_encoder
 from utils.arguments import InputError
 from utils.data import training_stream
-from utils.data.cache import make_encoder as make_row_encoder
+from utils.data.cache import Encoder
 from utils.data.files import Rows
 from utils.data.sampling import Grouping
 from utils.data.tokenization import text_key
@@ -43,7 +43,7 @@ def make(tmp_path, opt_tokenizer, monkeypatch):
     def make(steps, position=0, world_size=1, rank=0, weights=None, **options):
         monkeypatch.setenv("RANK", str(rank))
         parts = [Rows(str(path), (str(path),)) for path in (one, two)]
-        sources = [(part, make_row_encoder(part, tokenizer, "s", None)) for part in parts]
+        sources = [(part, Encoder(part, tokenizer, "s")) for part in parts]
         group = partial(
             Grouping.of,
             layout="packed",

@@ -1,10 +1,14 @@
+import pickle
+
 import numpy as np
 import pytest
 import scipy
 
+from tests.evaluation.test_tally import flat_approx, make_record, make_records, tally
 from utils.data.columns import mix
 from utils.evaluation import estimates
 from utils.evaluation.estimates import Clusters, Moments, Sample, best_temperature
+from utils.evaluation.metrics import Tallies
 
 
 def numbered(start, stop):
@@ -155,3 +159,57 @@ def test_temperature_is_the_minimum_of_the_loss(scale, centre):
 )
 def test_temperature_without_a_minimum_is_none(margins):
     assert best_temperature(np.array(margins)) is None
+
+
+# A whole evaluation within these limits
+
+
+@pytest.mark.parametrize("size", [None, 64])
+def test_windows_and_their_order_change_nothing(monkeypatch, size):
+    if size:  # most rows do not fit
+        monkeypatch.setattr(estimates, "SIZE", size)
+    records = make_records(3, 240)
+    once = tally(records)
+    assert once["sampled"] == bool(size)
+    parts = Tallies()
+    for window in (records[200:], records[:1], [], records[1:120], records[120:200]):
+        parts.add(window)
+    assert parts.results()["a"] == flat_approx(once)
+
+
+def test_a_sample_is_near_the_whole(monkeypatch):
+    records = make_records(5, 2000)
+    whole = tally(records)
+    monkeypatch.setattr(estimates, "SIZE", 1024)
+    part = tally(records)
+    assert whole["pairs"] > 8 * 1024
+    assert (whole["sampled"], part["sampled"]) == (False, True)
+    assert sum(part["histogram"]["better"]) == 1024
+    assert part["temperature"] != whole["temperature"]
+    estimated = ("temperature", "score_percentiles", "histogram", "sampled")
+    for name in set(whole) - set(estimated):
+        assert part[name] == flat_approx(whole[name]), name
+    for name, value in whole["score_percentiles"].items():
+        assert part["score_percentiles"][name] == pytest.approx(value, abs=0.3)
+
+
+def test_a_sample_of_pairs_or_of_answers_is_told(monkeypatch):
+    monkeypatch.setattr(estimates, "SIZE", 8)
+    six = [float(i) for i in range(6)]
+    assert tally([make_record(six)])["sampled"]  # 15 pairs
+    assert tally([make_record(six + six, ranks=[0] * 12)])["sampled"]
+    assert not tally([make_record(six, ranks=[0] * 5 + [1])])["sampled"]
+
+
+def test_memory_does_not_grow_with_rows(monkeypatch):
+    monkeypatch.setattr(estimates, "SIZE", 256)
+    one, sizes = Tallies(), []
+    for part in range(20):
+        records = make_records(part, 200)
+        for record in records:
+            record["index"] += 200 * part
+            record["prompt"] = record["index"]
+        one.add(records)
+        sizes.append(len(pickle.dumps(one.total)))
+    assert max(sizes[5:]) < 1.5 * sizes[4]
+    assert max(sizes) < 256 * 200

@@ -4,10 +4,16 @@ from itertools import combinations
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from benchmarks.accuracy_over_time import draw as draw_accuracy_over_time
+from utils.data.figures import Figures
+from utils.evaluation.audit_plots import draw_audit
 from utils.evaluation.metrics import Tallies
-from utils.evaluation.plots import draw_pictures
+from utils.evaluation.plots import LIGHT, draw_pictures
+from utils.training.log import draw_curves
 
 PICTURES = ["scores.png", "calibration.png", "length.png", "sources.png"]
 
@@ -41,6 +47,7 @@ CASES = {
     "one pair": make_results(["hh"], rows=1),
     "three pairs": make_results(["hh"], rows=3),
     "equal scores": make_results(["hh", "$x_1$ 100 %"], spread=0.0),
+    "names that the font lacks": make_results(["中文" * 20, "a\nb", "🙂", "plain"]),
     "huge scores": make_results(["hh"], spread=1e30),
     "equal lengths": make_results(["hh"], lengths=2),
 }
@@ -49,6 +56,10 @@ CASES = {
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that were saved."""
+    return collect(monkeypatch)
+
+
+def collect(monkeypatch):
     saved = []
     save = Figure.savefig
 
@@ -83,7 +94,7 @@ def test_pictures_are_whole_and_legible(tmp_path, figures, case):
 
 
 def test_what_is_drawn_is_what_was_measured(tmp_path, figures):
-    results = make_results(["a", "b"], rows=300)
+    results = make_results(["a", "b"], rows=60)
     draw_pictures(results, tmp_path)
     metrics = results["all"]
     scores, calibration, length, sources = figures
@@ -91,13 +102,20 @@ def test_what_is_drawn_is_what_was_measured(tmp_path, figures):
     assert filled.get_data().values.tolist() == metrics["histogram"]["better"]
     assert worse.get_data().values.tolist() == metrics["histogram"]["worse"]
     assert worse.get_data().edges.tolist() == metrics["histogram"]["edges"]
-    for figure, name in ((calibration, "calibration_bins"), (length, "length_gap_bins")):
+    for figure, name, fewest in (
+        (calibration, "calibration_bins", 10),
+        (length, "length_gap_bins", 1),
+    ):
         curve, counts = figure.axes
-        assert curve.lines[1].get_ydata().tolist() == [one["accuracy"] for one in metrics[name]]
+        judged = [one["accuracy"] for one in metrics[name] if one["pairs"] >= fewest]
+        assert curve.lines[1].get_ydata().tolist() == judged
         heights = [bar.get_height() for bar in counts.patches]
         assert heights == [one["pairs"] for one in metrics[name]]
-    confidence = [one["confidence"] for one in metrics["calibration_bins"]]
-    assert calibration.axes[0].lines[1].get_xdata().tolist() == confidence
+    bins = metrics["calibration_bins"]
+    assert any(one["pairs"] < 10 for one in bins) and any(one["pairs"] >= 10 for one in bins)
+    drawn = [one["confidence"] for one in bins if one["pairs"] >= 10]
+    assert calibration.axes[0].lines[1].get_xdata().tolist() == drawn
+    confidence = [one["confidence"] for one in bins]
     for bar, value in zip(calibration.axes[1].patches, confidence, strict=True):
         assert bar.get_x() <= value <= bar.get_x() + bar.get_width() + 0.003
     assert [bar.get_width() for bar in sources.axes[0].patches] == [
@@ -124,6 +142,93 @@ def test_of_many_sources_the_largest_are_drawn(tmp_path, figures):
     assert len(labels) == 40
     assert labels[-1] == "all" and "s07" not in labels
     assert "6 smaller sources are left out" in figures[3].axes[0].get_xlabel()
+
+
+def test_names_that_the_font_lacks_are_numbered_as_in_the_tables(tmp_path, figures):
+    results = make_results(["好", "plain é λ ж", "tab\t", "🙂", "x"], rows=5)
+    results["x"]["accuracy"] = None  # is in the tables, but is not drawn
+    draw_pictures(results, tmp_path)
+    labels = [text.get_text() for text in figures[3].axes[0].get_yticklabels()]
+    assert list(results) == ["plain é λ ж", "tab\t", "x", "好", "🙂", "all"]
+    expected = ["plain é λ ж", *(f"row {i} of report.md's tables" for i in (2, 4, 5)), "all"]
+    assert labels == expected
+
+
+# Okabe and Ito, "Color Universal Design" (2008), without those that nothing uses.
+SKY_BLUE = (86, 180, 233)
+BLUE, VERMILION = "#0072b2", "#d55e00"
+
+
+@pytest.fixture(scope="module")
+def all_figures(tmp_path_factory):
+    """All pictures that the project draws."""
+    folder = tmp_path_factory.mktemp("pictures")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        saved = collect(monkeypatch)
+        draw_all(folder)
+    return saved
+
+
+def draw_all(folder):
+    draw_pictures(CASES["one source"], folder)
+    lengths = Figures()
+    generator = np.random.default_rng(0)
+    better, worse = generator.integers(1, 300, (2, 500))
+    lengths.add_pairs(np.arange(500), better, worse)
+    lengths.lengths["prompt"].add(better)
+    lengths.lengths["sequence"].add(better + worse)
+    draw_audit(lengths, 256, folder)
+    values = {"loss": 0.7, "accuracy": 0.6, "margin": 0.1}
+    lines = [{"step": step, "lr": 1e-5 / step, **values} for step in range(1, 9)]
+    lines.append({"step": 8, **{f"eval_{name}": value for name, value in values.items()}})
+    draw_curves(lines, folder / "training_curves.png")
+    point = {"seed": 1, "accuracy": 0.5}
+    points = [
+        {"trainer": trainer, "seconds": seconds, **point}
+        for trainer in ("packed", "TRL")
+        for seconds in (0, 7, 1000)
+    ]
+    draw_accuracy_over_time(points, folder / "time.png")
+
+
+def test_all_pictures_have_one_style(all_figures):
+    assert len(all_figures) == 8
+    tint = np.array(to_rgb(LIGHT)) * 255
+    np.testing.assert_allclose((255 - tint) / (255 - np.array(SKY_BLUE)), 0.6, atol=0.02)
+    for figure in all_figures:
+        assert (figure.dpi, figure.get_figwidth()) == (120, 9)
+        for text in figure.findobj(Text):
+            if text.get_text() and text.get_visible():
+                assert text.get_fontsize() * figure.dpi / 72 / 2 > 10, text  # pixels at half size
+        for axes in figure.axes:
+            assert axes.get_ylabel() or len(axes.get_yticklabels())
+            for line in axes.lines:
+                assert line.get_linewidth() * figure.dpi / 72 / 2 >= 1
+            colours = {to_hex(line.get_color()) for line in axes.lines}
+            colours |= {to_hex(one.get_facecolor()) for one in axes.patches if one.get_fill()}
+            colours |= {to_hex(one.get_edgecolor()) for one in axes.patches}
+            colours -= {BLUE, VERMILION, LIGHT.lower()}
+            assert all(len(set(to_rgb(colour))) == 1 for colour in colours)  # black to white
+        assert figure.axes[-1].get_xlabel()
+
+
+def test_nothing_is_told_by_colour_alone(all_figures):
+    compared = 0
+    for figure in all_figures:
+        for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes)]:
+            handles = legend.legend_handles if legend else []
+            looks = [
+                (
+                    type(handle),
+                    handle.get_linestyle(),
+                    handle.get_linewidth(),
+                    getattr(handle, "get_marker", str)(),
+                )
+                for handle in handles
+            ]
+            assert len(set(looks)) == len(looks)
+            compared += len(looks) > 1
+    assert compared == 7
 
 
 def test_nothing_to_draw(tmp_path):

@@ -63,7 +63,7 @@ def test_merged_weights_give_the_scores_of_the_adapted_model(model, alpha, only_
 def test_peft_loads_the_saved_adapter(model, folder, tmp_path, alpha, module_name, layers):
     assert add_lora(model, 4, alpha, module_name, only_lora=True) == layers
     train_randomly(model)
-    save_adapter(model.model.state_dict(), 4, alpha, str(folder), str(tmp_path / "adapter"))
+    save_adapter(model.model.state_dict(), 4, alpha, str(folder), tmp_path / "adapter")
     base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
     before = scores(base.eval())
     loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()

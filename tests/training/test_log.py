@@ -2,12 +2,16 @@
 
 import json
 import math
+import warnings
 from types import SimpleNamespace
 
+import matplotlib.image
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from utils import distributed
-from utils.training.log import RunLog, source_table
+from utils.training.log import RunLog, draw_curves, source_table
 
 RESULT = {
     "loss": 0.5,
@@ -110,3 +114,49 @@ def test_only_the_largest_sources_are_shown():
     rows = source_table(make_sources(21)).rows
     assert len(rows) == 21 and rows[-1][0] == "and 1 more in metrics.jsonl"
     assert [row[0] for row in rows[:2]] == ["s20", "s19"]
+
+
+def smoothed(values):
+    """Each value weighs 0.9 of the next one."""
+    means = []
+    for number in range(1, len(values) + 1):
+        weights = 0.9 ** np.arange(number)[::-1]
+        means.append(float(weights @ values[:number] / weights.sum()))
+    return means
+
+
+@pytest.mark.parametrize(("trained", "evaluated"), [(40, 4), (1, 1), (0, 1), (3, 0), (0, 0)])
+def test_curves_are_the_lines_of_the_metrics(tmp_path, monkeypatch, trained, evaluated):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k))
+    )
+    generator = np.random.default_rng(0)
+    names = ("loss", "accuracy", "margin")
+    lines = [
+        {"step": 1 + i, "lr": 1e-5 * i, **dict(zip(names, generator.random(3), strict=True))}
+        for i in range(trained)
+    ]
+    evaluations = [
+        {"step": 10 * i, **{f"eval_{name}": generator.random() for name in names}}
+        for i in range(evaluated)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_curves(lines + evaluations, tmp_path / "curves.png")
+    assert list(tmp_path.iterdir()) == [tmp_path / "curves.png"]
+    assert min(matplotlib.image.imread(tmp_path / "curves.png").shape[:2]) > 700
+    (figure,) = figures
+    for axes, name in zip(figure.axes, (*names, "lr"), strict=True):
+        expected = []
+        if trained:
+            steps, values = zip(*((line["step"], line[name]) for line in lines), strict=True)
+            shown = [values] if name == "lr" else [values, smoothed(values)]
+            expected += [(steps, numbers) for numbers in shown]
+        if evaluated and name != "lr":
+            steps, values = zip(*((e["step"], e[f"eval_{name}"]) for e in evaluations), strict=True)
+            expected.append((steps, values))
+        for line, (steps, values) in zip(axes.lines, expected, strict=True):
+            np.testing.assert_array_equal(line.get_xdata(), steps)
+            np.testing.assert_allclose(line.get_ydata(), values, rtol=1e-12)

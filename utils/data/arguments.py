@@ -99,7 +99,7 @@ def add_tokenization(parser) -> None:
         "--num_padding_at_beginning",
         type=int,
         help="how many tokens the tokenizer puts before every text that carry the id of the pad "
-        "or the end token (OPT: 1, Llama and GPT-2: 0); found out from the tokenizer, and a value "
+        "or an end token (OPT: 1, Llama and GPT-2: 0); found out from the tokenizer, and a value "
         "that contradicts it is an error",
     )
 

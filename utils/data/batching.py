@@ -1,16 +1,33 @@
 """Rows of token ids become the batch that model, loss and metrics share."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 import torch
 
 from utils.data.loss_inputs import NO_INPUTS, LossInputs, align_tokens, pair_tensors
 from utils.data.sampling import MicroBatch
 
+if TYPE_CHECKING:  # the rest works with torch alone
+    import datasets
+
+    from utils.data.tokenization import ComparisonTokenizer
+
+# The tokens of an answer: those that all answers of the comparison begin with, and its own ones.
+Answer = tuple[range, range]
+
 
 @dataclass
-class Segments:
+class _OnDevice:
+    def to(self, device: torch.device) -> Self:
+        """A copy with all tensors on another device."""
+        movable = {name: value for name, value in vars(self).items() if hasattr(value, "to")}
+        return replace(self, **{name: value.to(device) for name, value in movable.items()})
+
+
+@dataclass
+class Segments(_OnDevice):
     """Who attends to whom in a packed row: S pieces of attention, each causal, aligned at its end.
 
     The last query of a piece sees all its keys, the one before it all but the last, and so on.
@@ -44,21 +61,17 @@ class Segments:
             own.append(len(tail) + (len(prefix) if begins else 0))
             placed += own[-1]
         keys = [len(prefix) + len(tail) for _, prefix, tail in pieces]
-        parts = [torch.arange(r.start, r.stop) for _, *ranges in pieces for r in ranges]
-        return cls(queries, own, prefixes, torch.cat(parts), _starts(queries), _starts(keys))
+        key_index = _numbers(r for _, *ranges in pieces for r in ranges)
+        return cls(queries, own, prefixes, key_index, _starts(queries), _starts(keys))
 
     @property
     def key_lengths(self) -> list[int]:
         """Keys of each piece."""
         return [p + own for p, own in zip(self.prefix_lengths, self.own_lengths, strict=True)]
 
-    def to(self, device: torch.device) -> "Segments":
-        """A copy on another device."""
-        return _to(self, device)
-
 
 @dataclass
-class Batch:
+class Batch(_OnDevice):
     """C comparisons with N answers in all, laid out as B rows of T tokens.
 
     Token positions are indices into the B * T tokens, so that layouts differ only in how they
@@ -110,10 +123,6 @@ class Batch:
     segments: Segments | None = None
     end_segments: Segments | None = None
 
-    def to(self, device: torch.device) -> "Batch":
-        """A copy on another device."""
-        return _to(self, device)
-
     def work(self) -> torch.Tensor:
         """What the batch costs: float64 [4].
 
@@ -130,8 +139,13 @@ class Batch:
         return torch.tensor([float(part) for part in parts], dtype=torch.float64)
 
 
-class PaddedCollator:
-    """Lays each answer out as one row, padded on the right to the longest of the batch.
+# Makes a batch of tokenised comparisons (ComparisonTokenizer.rows) and their weights in the loss.
+Collate = Callable[[Sequence[dict], Sequence[float]], Batch]
+
+
+@dataclass
+class _Collator:
+    """What both layouts share.
 
     Args:
         pad_token_id: what padding is filled with.
@@ -139,45 +153,61 @@ class PaddedCollator:
         inputs: what the loss needs.
     """
 
-    def __init__(self, pad_token_id: int, mean_score: bool = False, inputs: LossInputs = NO_INPUTS):
-        self.pad_token_id = pad_token_id
-        self.mean_score = mean_score
-        self.inputs = inputs
+    pad_token_id: int
+    mean_score: bool = False
+    inputs: LossInputs = NO_INPUTS
+
+    def _batch(
+        self,
+        rows: Sequence[dict],
+        weights: Sequence[float],
+        answers: Sequence[Answer],
+        input_ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        segments: Segments | None = None,
+    ) -> Batch:
+        ends = torch.tensor([(tail or prefix)[-1] for prefix, tail in answers])
+        pairs = pair_tensors(rows, weights, self.inputs)
+        batch = Batch(
+            input_ids, mask, positions, ends, segments=segments, end_segments=None, **pairs
+        )
+        if self.mean_score:
+            starts = [start for row in rows for start in row["answer_starts"]]
+            means = [_numbers(a)[start:] for a, start in zip(answers, starts, strict=True)]
+            counts = torch.tensor([len(part) for part in means])
+            batch.mean_index = torch.cat(means)
+            batch.mean_answer = torch.arange(len(means)).repeat_interleave(counts)
+        elif self.inputs.tokens:
+            places = list(map(_numbers, answers))
+            batch.token_pairs, batch.token_owner = align_tokens(rows, places, batch.pairs)
+        elif segments:
+            batch.end_segments = Segments.of([(1, *answer) for answer in answers])
+        return batch
+
+
+class PaddedCollator(_Collator):
+    """Lays each answer out as one row, padded on the right to the longest of the batch."""
 
     def __call__(self, rows: Sequence[dict], weights: Sequence[float]) -> Batch:
-        """Collate tokenised comparisons.
-
-        Args:
-            rows: tokenised comparisons (ComparisonTokenizer.rows).
-            weights: the factor of each comparison in the loss.
-        """
+        """Collate tokenised comparisons (ComparisonTokenizer.rows), each with its loss weight."""
         sequences = [torch.tensor(ids) for row in rows for ids in row["input_ids"]]
         lengths = torch.tensor([len(ids) for ids in sequences])
         input_ids = torch.nn.utils.rnn.pad_sequence(
             sequences, batch_first=True, padding_value=self.pad_token_id
         )
         positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-        row_starts = torch.arange(len(lengths)) * input_ids.shape[1]
+        starts = range(0, input_ids.numel(), input_ids.shape[1])
+        answers = [
+            (range(start, start + len(ids)), range(0))
+            for start, ids in zip(starts, sequences, strict=True)
+        ]
         mask = positions < lengths[:, None]
-        batch = Batch(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            end_index=row_starts + lengths - 1,
-            **pair_tensors(rows, weights, self.inputs),
-        )
-        if self.mean_score:
-            starts = torch.tensor([start for row in rows for start in row["answer_starts"]])
-            in_answer = mask & (positions >= starts[:, None])
-            batch.mean_index = in_answer.flatten().nonzero().squeeze(1)
-            batch.mean_answer = batch.mean_index // input_ids.shape[1]
-        elif self.inputs.tokens:
-            places = [start + torch.arange(n) for start, n in zip(row_starts, lengths, strict=True)]
-            batch.token_pairs, batch.token_owner = align_tokens(rows, places, batch.pairs)
-        return batch
+        return self._batch(rows, weights, answers, input_ids, mask, positions)
 
 
-class PackedCollator:
+@dataclass
+class PackedCollator(_Collator):
     """Lays all comparisons out as one row without padding, each token once.
 
     A comparison becomes the tokens that all its answers begin with, then the tail of each answer.
@@ -185,27 +215,17 @@ class PackedCollator:
     itself, so that the scores are those of the padded layout.
 
     Args:
-        pad_token_id: what fills up the row.
-        mean_score: whether scores are means over the answer, so that its tokens are needed.
         multiple: the row is filled up to a multiple of this many tokens.
-        inputs: what the loss needs.
     """
 
-    def __init__(
-        self,
-        pad_token_id: int,
-        mean_score: bool = False,
-        multiple: int = 1,
-        inputs: LossInputs = NO_INPUTS,
-    ):
-        self.pad_token_id = pad_token_id
-        self.mean_score = mean_score
-        self.multiple = multiple
-        self.inputs = inputs
+    multiple: int = 1
 
     def __call__(self, rows: Sequence[dict], weights: Sequence[float]) -> Batch:
-        """Collate tokenised comparisons; the arguments are those of PaddedCollator."""
-        ids, positions, answers, pieces = [], [], [], []
+        """Collate tokenised comparisons (ComparisonTokenizer.rows), each with its loss weight."""
+        ids: list[int] = []
+        positions: list[int] = []
+        answers: list[Answer] = []
+        pieces = []
         for row in rows:
             shared = row["shared"]
             prefix = range(len(ids), len(ids) + shared)
@@ -225,37 +245,24 @@ class PackedCollator:
         tokens = len(ids)
         if padding := -tokens % self.multiple:
             pieces.append((padding, range(0), range(tokens, tokens + padding)))
-        batch = Batch(
-            input_ids=torch.tensor([ids + [self.pad_token_id] * padding]),
-            attention_mask=torch.arange(tokens + padding)[None] < tokens,
-            position_ids=torch.tensor([positions + [0] * padding]),
-            end_index=torch.tensor([(tail or prefix)[-1] for prefix, tail in answers]),
-            segments=Segments.of(pieces),
-            **pair_tensors(rows, weights, self.inputs),
+        return self._batch(
+            rows,
+            weights,
+            answers,
+            torch.tensor([ids + [self.pad_token_id] * padding]),
+            torch.arange(tokens + padding)[None] < tokens,
+            torch.tensor([positions + [0] * padding]),
+            Segments.of(pieces),
         )
-        if self.mean_score:
-            starts = [start for row in rows for start in row["answer_starts"]]
-            means = [[*p, *t][start:] for (p, t), start in zip(answers, starts, strict=True)]
-            batch.mean_index = torch.tensor([i for part in means for i in part])
-            counts = torch.tensor([len(part) for part in means])
-            batch.mean_answer = torch.arange(len(means)).repeat_interleave(counts)
-        elif self.inputs.tokens:
-            places = [torch.tensor([*prefix, *tail]) for prefix, tail in answers]
-            batch.token_pairs, batch.token_owner = align_tokens(rows, places, batch.pairs)
-        else:
-            batch.end_segments = Segments.of([(1, *answer) for answer in answers])
-        return batch
 
 
 def make_collator(
-    encoder, layout: str, multiple: int = 1, inputs: LossInputs = NO_INPUTS
+    encoder: "ComparisonTokenizer", layout: str, multiple: int = 1, inputs: LossInputs = NO_INPUTS
 ) -> PaddedCollator | PackedCollator:
-    """The collator for the rows of a ComparisonTokenizer (tokenization.py), packed or padded."""
-    pad_token_id = encoder.tokenizer.pad_token_id
+    """The collator for the rows of an encoder, packed or padded."""
     mean_score = encoder.settings.score_position == "mean"
-    if layout == "padded":
-        return PaddedCollator(pad_token_id, mean_score, inputs)
-    return PackedCollator(pad_token_id, mean_score, multiple, inputs)
+    shared = (encoder.tokenizer.pad_token_id, mean_score, inputs)
+    return PaddedCollator(*shared) if layout == "padded" else PackedCollator(*shared, multiple)
 
 
 class PlannedBatches(torch.utils.data.Dataset):
@@ -264,28 +271,23 @@ class PlannedBatches(torch.utils.data.Dataset):
     Args:
         rows: data set of tokenised comparisons.
         plan: micro-batches (sampling.py).
-        collate: what makes a batch of rows and weights.
+        collate: makes a batch of the rows and weights of one.
     """
 
-    def __init__(self, rows, plan: Sequence[MicroBatch], collate):
-        self.rows = rows
-        self.plan = plan
-        self.collate = collate
+    def __init__(self, rows: "datasets.Dataset", plan: Sequence[MicroBatch], collate: Collate):
+        self.rows, self.plan, self.collate = rows, plan, collate
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.plan)
 
     def __getitem__(self, number: int) -> Batch:
         micro_batch = self.plan[number]
-        columns = self.rows[micro_batch.rows]
-        rows = [
-            dict(zip(columns, values, strict=True))
-            for values in zip(*columns.values(), strict=True)
-        ]
-        return self.collate(rows, micro_batch.weights)
+        return self.collate(self.rows.__getitems__(micro_batch.rows), micro_batch.weights)
 
 
-def load_batches(rows, plan: Sequence[MicroBatch], collate) -> torch.utils.data.DataLoader:
+def load_batches(
+    rows: "datasets.Dataset", plan: Sequence[MicroBatch], collate: Collate
+) -> torch.utils.data.DataLoader:
     """Batches in the order of a plan; the arguments are those of PlannedBatches."""
     return torch.utils.data.DataLoader(PlannedBatches(rows, plan, collate), batch_size=None)
 
@@ -313,11 +315,10 @@ def end_positions(
     return torch.where(is_pad.any(dim=1), first_pad, input_ids.shape[1]) - 1
 
 
+def _numbers(ranges: Iterable[range]) -> torch.Tensor:
+    """All numbers of the ranges, one after the other: int64."""
+    return torch.cat([torch.arange(r.start, r.stop) for r in ranges])
+
+
 def _starts(lengths: list[int]) -> torch.Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).int()
-
-
-def _to(record, device: torch.device):
-    """A copy of a dataclass with its tensors on another device."""
-    values = {field.name: getattr(record, field.name) for field in fields(record)}
-    return replace(record, **{k: v.to(device) for k, v in values.items() if hasattr(v, "to")})

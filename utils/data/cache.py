@@ -2,17 +2,18 @@
 
 import gc
 import hashlib
+import inspect
 import json
 import multiprocessing
 import os
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import starmap
 from pathlib import Path
 
 import datasets
@@ -24,7 +25,6 @@ from utils.arguments import InputError
 from utils.data import comparison, files, formats, messages, readers, tokenization
 from utils.data.comparison import Comparison
 from utils.data.files import RawRow, Rows, parse_row
-from utils.data.formats import Reader
 from utils.data.tokenization import MALFORMED, ComparisonTokenizer, dropped_row
 
 INTEGERS = pa.list_(pa.int32())
@@ -62,16 +62,21 @@ CODE = (comparison, files, formats, messages, readers, tokenization)
 
 
 class Encoder:
-    """Tokenises rows as they stand on disk.
+    """Tokenises the rows of a split as they stand on disk.
 
     Args:
-        tokenizer: makes token ids of comparisons.
-        reader: makes a comparison of a row (formats.py).
-        source: name of rows that name no source.
+        rows: of the split; their columns tell the layout.
+        tokenizer, source, layout: those of `tokenize`.
+
+    Raises:
+        InputError: the columns are those of no layout.
     """
 
-    def __init__(self, tokenizer: ComparisonTokenizer, reader: Reader, source: str):
-        self.tokenizer, self.reader, self.source = tokenizer, reader, source
+    def __init__(
+        self, rows: Rows, tokenizer: ComparisonTokenizer, source: str, layout: str | None = None
+    ):
+        self.tokenizer, self.source = tokenizer, source
+        self.reader = formats.find_reader(rows.columns(), rows.path, layout=layout)
 
     def rows(self, raw_rows: Iterable[RawRow]) -> list[dict]:
         """The columns of SCHEMA but `index` for each row.
@@ -86,19 +91,15 @@ class Encoder:
         ]
 
     def table(self, first: int, raw_rows: Iterable[RawRow]) -> pa.RecordBatch:
-        """The same as a table with all columns, for rows that follow each other.
-
-        Args:
-            first: number of the first one.
-            raw_rows: dicts or lines of JSON.
-        """
-        with _no_collection():
+        """The same as a table with all columns, for rows that follow each other from `first` on."""
+        gc.disable()  # it would walk all lists again and again, and none of them has a cycle
+        try:
             rows = self.rows(raw_rows)
-            columns = {
-                name: [row[name] for row in rows] for name in SCHEMA.names if name != "index"
-            }
-            columns["index"] = range(first, first + len(rows))
-            return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
+            for number, row in enumerate(rows, first):
+                row["index"] = number
+            return pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+        finally:
+            gc.enable()
 
     def _read(self, raw: RawRow) -> Comparison | str:
         """A comparison, or what is wrong with the row."""
@@ -106,18 +107,6 @@ class Encoder:
             return self.reader(parse_row(raw), self.source)
         except ValueError as error:
             return str(error).encode(errors="backslashreplace").decode()[:500]
-
-
-@contextmanager
-def _no_collection():
-    """Python's garbage collector walks all lists again and again, and none of them has a cycle."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def tokenize(
@@ -152,49 +141,40 @@ def tokenize(
     name = re.sub(r"[^\w.-]", "_", source)[-60:]
     file = cache / f"{name}-{_key(rows, tokenizer, source, layout)}.arrow"
     if not file.exists():
-        encoder = make_encoder(rows, tokenizer, source, layout)
+        encoder = Encoder(rows, tokenizer, source, layout)
         cache.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{file}.lock"):
             if not file.exists():  # nor did another run write it while this one waited
                 partial = file.with_suffix(".partial")
                 with pa.OSFile(str(partial), "wb") as out, pa.ipc.new_stream(out, SCHEMA) as writer:
-                    for batch in encode(rows, encoder, num_workers):
+                    for batch in _encode_all(rows, encoder, num_workers):
                         writer.write_batch(batch)
                 os.replace(partial, file)
     return datasets.Dataset.from_file(str(file))
 
 
-def make_encoder(
-    rows: Rows, tokenizer: ComparisonTokenizer, source: str, layout: str | None
-) -> Encoder:
-    """The Encoder of a split; the arguments are those of `tokenize`."""
-    reader = formats.find_reader(rows.columns(), rows.path, layout=layout)
-    return Encoder(tokenizer, reader, source)
+def _encode_all(
+    rows: Iterable[RawRow], encoder: Encoder, num_workers: int
+) -> Iterator[pa.RecordBatch]:
+    """Pieces of the table in their order; a few thousand rows are held at once."""
+    batches = (
+        starmap(encoder.table, _chunks(rows))
+        if num_workers == 1
+        else _encode_in_processes(rows, encoder, num_workers)
+    )
+    title = f"Tokenising {encoder.source}"
+    with distributed.progress(desc=title, unit=" rows", leave=False) as bar:
+        for batch in batches:
+            bar.update(len(batch))
+            yield batch
 
 
-def encode(rows: Iterable[RawRow], encoder: Encoder, num_workers: int) -> Iterator[pa.RecordBatch]:
-    """Tokenise rows, a few thousand of which are held at once, in their order.
-
-    Args:
-        rows: dicts or lines of JSON.
-        encoder: makes a piece of the table.
-        num_workers: processes that do.
-    """
-    bar = distributed.progress(desc=f"Tokenising {encoder.source}", unit=" rows", leave=False)
-    if num_workers == 1:
-        batches = (encoder.table(*chunk) for chunk in _chunks(rows))
-    else:
-        batches = _encode_in_processes(rows, encoder, num_workers)
-    for batch in batches:
-        bar.update(len(batch))
-        yield batch
-    bar.close()
-
-
-def _encode_in_processes(rows, encoder, num_workers) -> Iterator[pa.RecordBatch]:
+def _encode_in_processes(
+    rows: Iterable[RawRow], encoder: Encoder, num_workers: int
+) -> Iterator[pa.RecordBatch]:
     context = multiprocessing.get_context("fork")  # a tokenizer is slow to send
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # processes, not threads
-    waiting: deque = deque()
+    waiting: deque[Future[pa.RecordBatch]] = deque()
     with ProcessPoolExecutor(num_workers, context, _set_encoder, (encoder,)) as pool:
         try:
             for chunk in _chunks(rows):
@@ -248,6 +228,6 @@ def _key(rows: Rows, tokenizer: ComparisonTokenizer, source: str, layout: str | 
         source,
         str(layout),
         *(version(name) for name in ("transformers", "tokenizers")),
-        *(Path(module.__file__).read_text(encoding="utf-8") for module in CODE),
+        *map(inspect.getsource, CODE),
     )
     return hashlib.blake2b("\0".join(content).encode(), digest_size=16).hexdigest()

@@ -8,7 +8,9 @@ import numpy as np
 MOST_PAIRS = 2**20
 
 
-def ranked_pairs(counts, key, rank) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def ranked_pairs(
+    counts: np.ndarray, key: np.ndarray, rank: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Pairs of different answers and ranks: comparison, better and worse answer, int64 [P] each.
 
     All pairs of a comparison come together; comparisons are numbers into [C], answers into [A].
@@ -26,7 +28,7 @@ def ranked_pairs(counts, key, rank) -> Iterator[tuple[np.ndarray, np.ndarray, np
 def matrices(counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Comparisons of one size at a time, int64 [n], and their answers, int64 [n, K]."""
     starts = np.cumsum(counts) - counts
-    for count in np.flatnonzero(np.bincount(counts)):
+    for count in np.flatnonzero(np.bincount(counts)).tolist():
         numbers = np.flatnonzero(counts == count)
         step = MOST_PAIRS // max(count**2, 1) + 1
         for begin in range(0, len(numbers), step):
@@ -40,11 +42,6 @@ def places(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return (starts - begins).repeat(counts) + np.arange(counts.sum())
 
 
-def run_starts(ordered: np.ndarray) -> np.ndarray:
-    """Where runs of equal values begin: int64 [runs]."""
-    return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
-
-
 def mix(keys: np.ndarray) -> np.ndarray:
     """Spread keys evenly over 64 bits: the output function of SplitMix64 (Steele et al. 2014,
     doi 10.1145/2660193.2660195).
@@ -53,6 +50,9 @@ def mix(keys: np.ndarray) -> np.ndarray:
         keys: uint64 [N].
     """
     keys = keys + np.uint64(0x9E3779B97F4A7C15)
-    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return keys ^ (keys >> np.uint64(31))
+    keys ^= keys >> np.uint64(30)
+    keys *= np.uint64(0xBF58476D1CE4E5B9)
+    keys ^= keys >> np.uint64(27)
+    keys *= np.uint64(0x94D049BB133111EB)
+    keys ^= keys >> np.uint64(31)
+    return keys

@@ -1,5 +1,6 @@
 """The record that every data source becomes: a prompt and two or more ranked answers."""
 
+import os
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,13 +88,8 @@ class Comparison:
             check_number("weight", self.weight)
 
 
-def check_text(name: str, value, limit: int = MAX_CHARACTERS) -> None:
-    """Check a text.
-
-    Raises:
-        ValueError: `value` is no text, longer than `limit` characters, or has a NUL byte or a lone
-            surrogate, which UTF-8 cannot write.
-    """
+def check_text(name: str, value: object, limit: int = MAX_CHARACTERS) -> str:
+    """A text, as it is; ValueError if none, too long, or with a NUL byte or a lone surrogate."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is {shorten(value)}; expected text")
     _check_size(name, len(value), limit)
@@ -105,26 +101,25 @@ def check_text(name: str, value, limit: int = MAX_CHARACTERS) -> None:
         except UnicodeEncodeError as error:
             message = f"{name} has a lone surrogate at character {error.start + 1}"
             raise ValueError(message) from None
-
-
-def check_number(name: str, value, least: float = -LARGEST, most: float = LARGEST):
-    """A finite number that float32 holds, as it is.
-
-    Raises:
-        ValueError: it is none, or not between `least` and `most`.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} has {shorten(value)}; expected a finite number")
-    if not -LARGEST <= value <= LARGEST:  # NaN is in no range
-        raise ValueError(f"{name} has {shorten(value)}; expected a finite number within ±1e38")
-    if value < least:
-        raise ValueError(f"{name} has {shorten(value)}; expected at least {least}")
-    if value > most:
-        raise ValueError(f"{name} has {shorten(value)}; expected at most {most}")
     return value
 
 
-def shorten(value) -> str:
+def check_number(name: str, value: object, least: float = -LARGEST, most: float = LARGEST) -> float:
+    """A finite number that float32 holds, as it is; ValueError if it is none or out of range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        expected = "a finite number"
+    elif not -LARGEST <= value <= LARGEST:  # NaN is in no range
+        expected = "a finite number within ±1e38"
+    elif value < least:
+        expected = f"at least {least}"
+    elif value > most:
+        expected = f"at most {most}"
+    else:
+        return value
+    raise ValueError(f"{name} has {shorten(value)}; expected {expected}")
+
+
+def shorten(value: object) -> str:
     """What `value` is, for error messages: at most 60 characters, whatever its size or depth."""
     text = _SHORT.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -140,21 +135,12 @@ def ranked_pairs(ranks: Sequence[int], answers: Sequence[Sequence[int]]) -> np.n
     Returns:
         int64 array [P, 2]: index of the better answer, index of the worse one.
     """
-    ranks = np.asarray(ranks)
-    return np.argwhere((ranks[:, None] < ranks[None, :]) & _different(answers))
+    return np.argwhere(np.less.outer(ranks, ranks) & _different(answers))
 
 
 def tied_pairs(ranks: Sequence[int], answers: Sequence[Sequence[int]]) -> np.ndarray:
-    """All pairs of one comparison in which both answers have the same rank.
-
-    Args:
-        ranks, answers: as in `ranked_pairs`.
-
-    Returns:
-        int64 array [T, 2]: the indices of both, the lower one first.
-    """
-    ranks = np.asarray(ranks)
-    return np.argwhere(np.triu((ranks[:, None] == ranks[None, :]) & _different(answers)))
+    """As `ranked_pairs`, but those of the same rank: int64 [T, 2], the lower index first."""
+    return np.argwhere(np.triu(np.equal.outer(ranks, ranks) & _different(answers)))
 
 
 def ranks_from_scores(scores: Sequence[float]) -> list[int]:
@@ -165,46 +151,34 @@ def ranks_from_scores(scores: Sequence[float]) -> list[int]:
 
 def common_prefix_length(sequences: Sequence[list[int]]) -> int:
     """Length of the longest beginning that all sequences of token ids have in common."""
-    if not sequences:
-        return 0
-    # What the first and the last in order share, all between them share.
-    first, last = min(sequences), max(sequences)
-    for position, (a, b) in enumerate(zip(first, last, strict=False)):
-        if a != b:
-            return position
-    return len(first)
+    return len(os.path.commonprefix(sequences))  # which takes any lists, not paths alone
 
 
 def _different(answers: Sequence[Sequence[int]]) -> np.ndarray:
     """Which answers differ from which: bool [K, K]."""
     first_equal: dict[tuple, int] = {}
-    identity = np.array([first_equal.setdefault(tuple(a), i) for i, a in enumerate(answers)])
-    return identity[:, None] != identity[None, :]
+    identity = [first_equal.setdefault(tuple(a), i) for i, a in enumerate(answers)]
+    return np.not_equal.outer(identity, identity)
 
 
-def _check_text_or_messages(name: str, value) -> None:
+def _check_text_or_messages(name: str, value: object) -> None:
     if isinstance(value, str):
         check_text(name, value)
         return
     if not isinstance(value, list) or not value:
         raise ValueError(f"{name} is {shorten(value)}; expected text or a list of messages")
     for message in value:
-        if not (
-            isinstance(message, dict)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
-        ):
-            raise ValueError(
-                f"{name} has {shorten(message)}; expected messages with role and content"
-            )
+        fields = message if isinstance(message, dict) else {}
+        if not all(isinstance(fields.get(key), str) for key in ("role", "content")):
+            expected = "messages with role and content"
+            raise ValueError(f"{name} has {shorten(message)}; expected {expected}")
     _check_size(name, sum(_check_json(name, message) for message in value))
 
 
-def _check_json(name: str, value, depth: int = 0) -> int:
+def _check_json(name: str, value: object, depth: int = 0) -> int:
     """How many characters and other values are in a JSON value that is checked all through."""
     if isinstance(value, str):
-        check_text(name, value)
-        return len(value)
+        return len(check_text(name, value))
     if value is None or isinstance(value, bool):
         return 1
     if isinstance(value, (int, float)):
@@ -216,9 +190,8 @@ def _check_json(name: str, value, depth: int = 0) -> int:
         raise ValueError(f"{name} is nested deeper than {MAX_DEPTH}")
     if isinstance(value, list):
         return sum(_check_json(name, part, depth + 1) for part in value)
-    for key in value:
-        check_text(f"a key in {name}", key)
-    return sum(len(key) + _check_json(name, part, depth + 1) for key, part in value.items())
+    keys = sum(len(check_text(f"a key in {name}", key)) for key in value)
+    return keys + sum(_check_json(name, part, depth + 1) for part in value.values())
 
 
 def _check_size(name: str, size: int, limit: int = MAX_CHARACTERS) -> None:

@@ -58,7 +58,6 @@ class Figures:
         cut: tokens that truncation removed from the longest sequence of each row that it cut.
         packed, separate: tokens to train, what answers share computed once, and as if every answer
             were a row of its own.
-        pairs: ranked pairs of different answers.
         unequal: comparisons with a pair whose answers have different lengths.
         gap_pairs, gap_longer: int64 [bins], pairs by the difference of their lengths, and those
             whose better answer is the longer one; equal lengths first, then by GAPS.
@@ -73,7 +72,6 @@ class Figures:
     cut: Histogram = field(default_factory=Histogram)
     packed: int = 0
     separate: int = 0
-    pairs: int = 0
     unequal: int = 0
     gap_pairs: np.ndarray = field(default_factory=lambda: np.zeros(len(GAPS) + 2, dtype=np.int64))
     gap_longer: np.ndarray = field(default_factory=lambda: np.zeros(len(GAPS) + 2, dtype=np.int64))
@@ -84,6 +82,11 @@ class Figures:
         return int(self.lengths["prompt"].counts.sum())
 
     @property
+    def pairs(self) -> int:
+        """Ranked pairs of different answers."""
+        return int(self.gap_pairs.sum())
+
+    @property
     def mean_length(self) -> float:
         """Tokens of an average sequence; 0 if there is none."""
         found = self.lengths["sequence"].results()
@@ -91,10 +94,9 @@ class Figures:
 
     def merge(self, other: "Figures") -> None:
         """Add the sums of more rows."""
-        for name in ("rows", "packed", "separate", "pairs", "unequal", "gap_pairs", "gap_longer"):
+        sums = ("rows", "packed", "separate", "unequal", "gap_pairs", "gap_longer")
+        for name in (*sums, "dropped", "sources"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.dropped += other.dropped
-        self.sources += other.sources
         self.cut.merge(other.cut.counts)
         for name, histogram in self.lengths.items():
             histogram.merge(other.lengths[name].counts)
@@ -120,7 +122,7 @@ class Figures:
         The 95 % interval is Wilson's, with one trial a comparison: its pairs share their answers.
         """
         pairs, longer = int(self.gap_pairs[1:].sum()), int(self.gap_longer.sum())
-        result = {"pairs": pairs, "share": None, "low": None, "high": None}
+        result: dict = {"pairs": pairs, "share": None, "low": None, "high": None}
         if pairs:
             share = longer / pairs
             trials = scipy.stats.binomtest(round(share * self.unequal), self.unequal)
@@ -142,7 +144,6 @@ class Figures:
             comparison: int64 [P], the comparison of each; all pairs of one stand together.
             better, worse: int32 [P], tokens of their answers.
         """
-        self.pairs += len(better)
         self.lengths["better"].add(better)
         self.lengths["worse"].add(worse)
         gap = better - worse

@@ -3,19 +3,22 @@
 import codecs
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
+from typing import Any
 
 import datasets
 
 from utils.arguments import InputError
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+EXPECTED = f"expected a file that ends in {', '.join(BUILDERS)} (or .gz)"
 
 # An answer that spells NA or 7 is text.
 TEXT_COLUMNS = (
@@ -38,25 +41,18 @@ UNREADABLE = (
     zlib.error,
 )
 
-RawRow = bytes | object
+RawRow = bytes | object  # a line of JSON, or what was parsed already
 
 
 def parse_row(raw: RawRow) -> dict:
-    """A row as a dict of columns.
-
-    Args:
-        raw: a line of JSON, or what was parsed already.
-
-    Raises:
-        ValueError: it is no JSON object.
-    """
+    """A row as a dict of columns; ValueError if it is no JSON object."""
     row = _parse_line(raw) if isinstance(raw, bytes) else raw
     if not isinstance(row, dict):
         raise ValueError(f"found {type(row).__name__}; expected one JSON object a line")
     return row
 
 
-def _parse_line(line: bytes):
+def _parse_line(line: bytes) -> object:
     if len(line) > MAX_ROW_BYTES:
         raise ValueError(f"the line is longer than {MAX_ROW_BYTES // 2**20} MiB")
     try:
@@ -81,12 +77,12 @@ class Rows:
 
     path: str
     files: tuple[str, ...] = ()
-    table: Iterable[dict] = field(default=(), repr=False)
+    table: datasets.Dataset | datasets.IterableDataset | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[RawRow]:
         """Rows in order: dicts, or of JSON lines the lines; InputError where one cannot be read."""
         try:
-            yield from self.table
+            yield from () if self.table is None else self.table
             for file in self.files:
                 yield from _read_file(file)
         except UNREADABLE as error:
@@ -99,7 +95,7 @@ class Rows:
 
     def fingerprint(self) -> str:
         """A hash of the content."""
-        if not self.files:
+        if self.table is not None:
             return self.table._fingerprint
         digest = hashlib.blake2b(digest_size=16)
         for path in self.files:
@@ -109,11 +105,7 @@ class Rows:
 
 
 def find_columns(rows: Iterable[RawRow], path: str) -> list[str]:
-    """The columns of some rows together, since JSON lines need not have the same ones.
-
-    Raises:
-        InputError: there is no row, or none that can be parsed.
-    """
+    """The columns of all rows together; InputError if there is no row that can be parsed."""
     found: dict[str, None] = {}
     problem = ""
     for number, raw in enumerate(rows, 1):
@@ -143,7 +135,7 @@ def open_splits(
     builder = _builder(path)
     if os.path.isfile(path):
         if builder is None:
-            raise InputError(f"{path}: expected a file that ends in {', '.join(BUILDERS)} (or .gz)")
+            raise InputError(f"{path}: {EXPECTED}")
         return {"train": Rows(path, (path,))}
     if not os.path.exists(path) and (builder or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)):
         raise InputError(f"{path}: no such file or folder (--data_path, --eval_data_path)")
@@ -176,21 +168,20 @@ def train_and_test(
     """
     if split is None and len(splits) == 1:
         return next(iter(splits.values())), None
-    if (split or "train") not in splits:
-        raise InputError(
-            f"{path}: has the splits {', '.join(splits)}; expected one named {split or 'train'}"
-        )
+    name = split or "train"
+    if name not in splits:
+        raise InputError(f"{path}: has the splits {', '.join(splits)}; expected one named {name}")
     test = splits.get("test", splits.get("validation")) if split is None else None
-    return splits[split or "train"], test
+    return splits[name], test
 
 
 def _open_folder(path: str) -> dict[str, Rows]:
     """datasets knows which files of a folder belong to which split."""
     found = datasets.load_dataset_builder(path).config.data_files
     files = {str(split): tuple(map(str, names)) for split, names in found.items()}
-    for name in (name for names in files.values() for name in names):
+    for name in chain(*files.values()):
         if _builder(name) is None:
-            raise InputError(f"{name}: expected a file that ends in {', '.join(BUILDERS)} (or .gz)")
+            raise InputError(f"{name}: {EXPECTED}")
     return {split: Rows(path, names) for split, names in files.items()}
 
 
@@ -208,12 +199,12 @@ def _read_file(path: str) -> Iterator[RawRow]:
         yield from _load_dataset(builder, data_files=path, streaming=True, **options)["train"]
 
 
-def _load_dataset(*words, **options):
+def _load_dataset(*words: str | None, **options: Any) -> Any:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # an InputError says it
     return datasets.load_dataset(*words, **options)
 
 
-def _json_rows(file, path: str) -> Iterator[RawRow]:
+def _json_rows(file: io.BufferedIOBase, path: str) -> Iterator[RawRow]:
     """Lines that are not blank; of a JSON array its elements."""
     is_array = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
     file.seek(0)
@@ -221,24 +212,20 @@ def _json_rows(file, path: str) -> Iterator[RawRow]:
         yield from _json_array(file.read(), path)
         return
     while line := file.readline(MAX_ROW_BYTES + 1):
-        is_cut = len(line) > MAX_ROW_BYTES
-        while is_cut and not line.endswith(b"\n"):
-            rest = file.readline(MAX_ROW_BYTES)
-            is_cut = bool(rest) and not rest.endswith(b"\n")
+        rest = line
+        while len(rest) > MAX_ROW_BYTES and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_ROW_BYTES + 1)  # read, but not kept
         if line.strip():
             yield line
 
 
 def _json_array(content: bytes, path: str) -> list:
-    fault, line = "", 1
     try:
-        rows = json.loads(content.decode("utf-8-sig"))
+        return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         fault, line = error.reason, content.count(b"\n", 0, error.start) + 1
     except json.JSONDecodeError as error:
         fault, line = error.msg, error.lineno
     except RecursionError:
-        fault = "nested too deeply"
-    if fault:
-        raise InputError(f"{path}, line {line}: {fault}; expected a list of JSON objects")
-    return rows
+        fault, line = "nested too deeply", 1
+    raise InputError(f"{path}, line {line}: {fault}; expected a list of JSON objects")

@@ -62,9 +62,8 @@ def _recognise(columns: set[str], path: str, ranked: bool) -> str:
             f"{path}: the columns {listed} fit the layouts {', '.join(found)}: "
             "say which with --format NAME"
         )
-    known = "; ".join(
-        f"{name}: {'+'.join(_KNOWN[name][0])}" for name in (LAYOUTS if ranked else _KNOWN)
-    )
+    layouts = (LAYOUTS if ranked else _KNOWN).items()
+    known = "; ".join(f"{name}: {'+'.join(needed)}" for name, (needed, _) in layouts)
     raise InputError(
         f"{path}: no known layout has the columns {listed}. Known layouts: {known}. "
         "Rename the columns to one of these."
@@ -92,12 +91,11 @@ def _read(layout: str, row: dict, source: str) -> Comparison:
     return replace(comparison, **fields) if fields else comparison
 
 
-def _optional_fields(row, comparison: Comparison, columns: set[str]) -> dict:
+def _optional_fields(row: dict, comparison: Comparison, columns: set[str]) -> dict:
     given = {name: row[name] for name in columns if row.get(name) is not None}
     fields: dict = {}
-    if {"score_chosen", "score_rejected"} <= given.keys():
-        names = ("score_chosen", "score_rejected")
-        fields["grades"] = [check_number(name, given[name]) for name in names]
+    if given.keys() >= {*SCORES}:
+        fields["grades"] = [check_number(name, given[name]) for name in SCORES]
     if "margin" in given:
         margin = check_number("margin", given["margin"], least=0)
         fields["grades"] = _by_rank(comparison, "margin", margin, 0)
@@ -161,12 +159,5 @@ _KNOWN = LAYOUTS | UNRANKED
 FORMATS = tuple(_KNOWN)
 
 # Columns that any layout may have, unless they are its own; a row without one has null there.
-OPTIONAL = (
-    "margin",
-    "score_chosen",
-    "score_rejected",
-    "votes",
-    "preference_strength",
-    "weight",
-    "tools",
-)
+SCORES = ("score_chosen", "score_rejected")
+OPTIONAL = (*SCORES, "margin", "preference_strength", "votes", "weight", "tools")

@@ -56,7 +56,8 @@ def pair_tensors(
     weight = torch.tensor(weights)
     tensors = {"answer_counts": answers, "pair_counts": pair_counts, "counted": weight > 0}
     if inputs.sample_weights:
-        weight = weight * torch.tensor([_sample_weight(row) for row in rows])
+        given = [1.0 if row["weight"] is None else row["weight"] for row in rows]
+        weight = weight * torch.tensor(given)
     weight = weight / (pair_counts + tie_counts).clamp(min=1)
     tensors["pairs"] = torch.cat(pairs) + first_answer.repeat_interleave(pair_counts)[:, None]
     tensors["weight"] = weight.repeat_interleave(pair_counts)
@@ -64,9 +65,11 @@ def pair_tensors(
         tensors["ties"] = torch.cat(ties) + first_answer.repeat_interleave(tie_counts)[:, None]
         tensors["tie_weight"] = weight.repeat_interleave(tie_counts)
     if inputs.margins:
-        tensors["margin"] = torch.cat(list(map(_margins, rows, pairs)))
+        better, worse = _of_pairs(rows, "grades", pairs)
+        tensors["margin"] = better - worse
     if inputs.votes:
-        tensors["target"] = torch.cat(list(map(_targets, rows, pairs)))
+        better, worse = _of_pairs(rows, "votes", pairs)
+        tensors["target"] = torch.where(better + worse > 0, better / (better + worse), 1.0)
     return tensors
 
 
@@ -95,22 +98,12 @@ def align_tokens(
     return torch.cat(aligned), torch.arange(len(aligned)).repeat_interleave(counts)
 
 
-def _margins(row: dict, pairs: torch.Tensor) -> torch.Tensor:
-    """Differences of the grades of pairs; 0 where the row has none. float32 [P]."""
-    better, worse = _of_pairs(row, "grades", pairs)
-    return better - worse
-
-
-def _targets(row: dict, pairs: torch.Tensor) -> torch.Tensor:
-    """Shares of the votes of pairs that the better answer has; 1 without votes. float32 [P]."""
-    better, worse = _of_pairs(row, "votes", pairs)
-    return torch.where(better + worse > 0, better / (better + worse), 1.0)
-
-
-def _of_pairs(row: dict, column: str, pairs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    values = torch.tensor(row[column] or [0.0] * len(row["ranks"]), dtype=torch.float32)
-    return values[row["answers"]][pairs].unbind(dim=1)
-
-
-def _sample_weight(row: dict) -> float:
-    return 1.0 if row["weight"] is None else row["weight"]
+def _of_pairs(
+    rows: Sequence[dict], column: str, pairs: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """The numbers of the better and of the worse answers; 0 if a row has none: float32 [P] each."""
+    parts = []
+    for row, own in zip(rows, pairs, strict=True):
+        values = torch.tensor(row[column] or [0.0] * len(row["ranks"]), dtype=torch.float32)
+        parts.append(values[row["answers"]][own])
+    return torch.cat(parts).unbind(dim=1)

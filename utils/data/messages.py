@@ -6,6 +6,7 @@ a field of one row is null in all others: null fields are as if they were not th
 """
 
 import json
+from typing import Any
 
 from utils.data.comparison import MAX_DEPTH, Message, check_text, shorten
 
@@ -13,17 +14,14 @@ from utils.data.comparison import MAX_DEPTH, Message, check_text, shorten
 # gpt, system, function_call and observation; others are in the sets that ShareGPT's users shared.
 ROLES = {
     "system": "system",
-    "human": "user",
-    "user": "user",
-    **dict.fromkeys(
-        ("gpt", "assistant", "chatgpt", "bard", "bing", "claude", "model"), "assistant"
-    ),
-    "function_call": "assistant",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing", "claude"), "assistant"),
+    **dict.fromkeys(("model", "function_call"), "assistant"),
     **dict.fromkeys(("observation", "tool", "function_response"), "tool"),
 }
 
 
-def read_messages(value, role: str) -> list[Message]:
+def read_messages(value: object, role: str) -> list[Message]:
     """Messages in one form; a text is one message of the given role.
 
     Args:
@@ -41,12 +39,8 @@ def read_messages(value, role: str) -> list[Message]:
     return [_read_message(message) for message in value]
 
 
-def read_list(name: str, value) -> list:
-    """A list, or its JSON text.
-
-    Raises:
-        ValueError: it is neither.
-    """
+def read_list(name: str, value: object) -> list:
+    """A list, or that of a JSON text; ValueError if it is neither."""
     if isinstance(value, str):
         value = _parse(name, value)
     if not isinstance(value, list):
@@ -54,21 +48,13 @@ def read_list(name: str, value) -> list:
     return value
 
 
-def read_tools(value) -> list[dict] | None:
-    """JSON schemas of functions, or their JSON text; None if there are none.
-
-    Raises:
-        ValueError: it is no list of dicts, or nested too deep.
-    """
+def read_tools(value: object) -> list[dict] | None:
+    """JSON schemas of functions, or their JSON text; None if there are none, ValueError if bad."""
     return without_nulls("tools", read_list("tools", value)) if value not in ("", []) else None
 
 
-def without_nulls(name: str, value, depth: int = 0):
-    """A JSON value without the fields of dicts that are null.
-
-    Raises:
-        ValueError: it is nested deeper than MAX_DEPTH.
-    """
+def without_nulls(name: str, value: Any, depth: int = 0) -> Any:
+    """A JSON value without null fields of dicts; ValueError if nested deeper than MAX_DEPTH."""
     if depth > MAX_DEPTH:
         raise ValueError(f"{name} is nested deeper than {MAX_DEPTH}")
     if isinstance(value, list):
@@ -85,8 +71,7 @@ def _read_message(message: dict) -> Message:
     read = {"role": message.get("role"), "content": message.get("content")}
     for key in ("name", "tool_call_id"):
         if message.get(key) is not None:
-            check_text(key, message[key])
-            read[key] = message[key]
+            read[key] = check_text(key, message[key])
     calls = message.get("tool_calls")
     if calls is not None and calls != []:
         if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
@@ -103,13 +88,10 @@ def _read_message(message: dict) -> Message:
 def _join_parts(parts: list) -> str:
     if not parts:
         raise ValueError("content has no parts")
-    texts = []
     for part in parts:
         if not isinstance(part, dict) or part.get("type") != "text":
             raise ValueError(f"content has {shorten(part)}; expected parts of the type text")
-        check_text("a part of the content", part.get("text"))
-        texts.append(part["text"])
-    return "".join(texts)
+    return "".join(check_text("a part of the content", part.get("text")) for part in parts)
 
 
 def _from_sharegpt(message: dict) -> dict:
@@ -119,8 +101,7 @@ def _from_sharegpt(message: dict) -> dict:
         raise ValueError(f"from is {shorten(role)}; expected one of {', '.join(ROLES)}")
     if role != "function_call":
         return {"role": ROLES[role], "content": value}
-    check_text("function_call", value)
-    calls = _parse("function_call", value)
+    calls = _parse("function_call", check_text("function_call", value))
     calls = calls if isinstance(calls, list) else [calls]  # one call, or several at once
     if not all(isinstance(call, dict) for call in calls):
         raise ValueError(f"function_call is {shorten(calls)}; expected objects with a name")
@@ -128,7 +109,7 @@ def _from_sharegpt(message: dict) -> dict:
     return {"role": ROLES[role], "tool_calls": calls}
 
 
-def _parse(name: str, text: str):
+def _parse(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -7,6 +7,8 @@ source. It raises ValueError for a bad row.
 import math
 import os
 import re
+from collections.abc import Iterable
+from itertools import takewhile
 
 from utils.data.comparison import (
     Comparison,
@@ -24,18 +26,16 @@ TURN = "\n\nAssistant:"
 WINNERS = {
     "model_a": (0, 1),
     "model_b": (1, 0),
-    "tie": (0, 0),
-    "tie (bothbad)": (0, 0),
-    "both_bad": (0, 0),
+    **dict.fromkeys(("tie", "tie (bothbad)", "both_bad"), (0, 0)),
 }
 
 
-def pairs(row, source):
+def pairs(row: dict, source: str) -> Comparison:
     """prompt, chosen, rejected: texts, or chat messages (TRL's preference type)."""
     return _comparison(row["prompt"], (row["chosen"], row["rejected"]), (0, 1), source)
 
 
-def transcripts(row, source):
+def transcripts(row: dict, source: str) -> Comparison:
     """chosen, rejected: whole dialogues (Anthropic HH), or whole message lists."""
     texts = (row["chosen"], row["rejected"])
     if all(isinstance(text, list) for text in texts):
@@ -48,7 +48,7 @@ def transcripts(row, source):
     return Comparison(shared[:cut], [text[cut:] for text in texts], (0, 1), source)
 
 
-def sharegpt(row, source):
+def sharegpt(row: dict, source: str) -> Comparison:
     """conversations, chosen, rejected, perhaps system: LLaMA-Factory's data/README.md.
 
     Messages are {"from", "value"}; each answer is one of them, or a text.
@@ -61,47 +61,45 @@ def sharegpt(row, source):
     return _comparison(prompt, answers, (0, 1), source)
 
 
-def scored(row, source):
+def scored(row: dict, source: str) -> Comparison:
     """prompt, responses, scores: K answers, the higher score is better."""
     scores = _numbers("scores", _list(row, "scores"))
-    ranks = ranks_from_scores(scores)
-    return _comparison(row["prompt"], _list(row, "responses"), ranks, source, scores)
+    return _graded(row["prompt"], _list(row, "responses"), scores, source)
 
 
-def ranked(row, source):
+def ranked(row: dict, source: str) -> Comparison:
     """prompt, responses, ranks: K answers, the lower rank is better."""
     ranks = ranks_from_scores([-rank for rank in _numbers("ranks", _list(row, "ranks"))])
     return _comparison(row["prompt"], _list(row, "responses"), ranks, source)
 
 
-def voted(row, source):
+def voted(row: dict, source: str) -> Comparison:
     """prompt, responses, votes: K answers, the one with more votes is better."""
     votes = _numbers("votes", _list(row, "votes"), least=0)
     ranks = ranks_from_scores(votes)
     return _comparison(row["prompt"], _list(row, "responses"), ranks, source, votes=votes)
 
 
-def unranked(row, source):
+def unranked(row: dict, source: str) -> Comparison:
     """prompt, responses: K answers that nobody ranked."""
     answers = _list(row, "responses")
     return _comparison(row["prompt"], answers, [0] * len(answers), source)
 
 
-def single(row, source):
+def single(row: dict, source: str) -> Comparison:
     """prompt, response: one answer."""
     return _comparison(row["prompt"], [row["response"]], [0], source)
 
 
-def webgpt(row, source):
+def webgpt(row: dict, source: str) -> Comparison:
     """openai/webgpt_comparisons: a question and two answers with scores."""
     scores = _numbers("scores", (row["score_0"], row["score_1"]))
     question = row["question"]
     text = question.get("full_text") if isinstance(question, dict) else question
-    answers, ranks = (row["answer_0"], row["answer_1"]), ranks_from_scores(scores)
-    return _comparison(_question(text), answers, ranks, source, scores)
+    return _graded(_question(text), (row["answer_0"], row["answer_1"]), scores, source)
 
 
-def shp(row, source):
+def shp(row: dict, source: str) -> Comparison:
     """stanfordnlp/SHP: a post and two comments; labels is 1 where the first is preferred.
 
     score_ratio, the preferred comment's votes by the other's (at least 1), is taken for the odds:
@@ -116,52 +114,52 @@ def shp(row, source):
     return _comparison(_question(row["history"]), answers, ranks, source, grades)
 
 
-def ultrafeedback(row, source):
+def ultrafeedback(row: dict, source: str) -> Comparison:
     """openbmb/UltraFeedback: an instruction and completions with an overall_score of 1 to 10."""
     scores = _numbers("overall_score", _parts(row, "completions", "overall_score"))
-    answers, ranks = _parts(row, "completions", "response"), ranks_from_scores(scores)
-    return _comparison(_question(row["instruction"]), answers, ranks, source, scores)
+    answers = _parts(row, "completions", "response")
+    return _graded(_question(row["instruction"]), answers, scores, source)
 
 
-def helpsteer2(row, source):
+def helpsteer2(row: dict, source: str) -> Comparison:
     """nvidia/HelpSteer2, preference/: preference_strength -3 (first is much better) to 3.
 
     A prompt of several turns has lines <extra_id_1>Assistant and <extra_id_1>User between them.
     """
     grades = _grades("preference_strength", row["preference_strength"])
-    first, *others = re.split(r"\n<extra_id_1>(User|Assistant)\n", _text(row, "prompt"))
+    text = check_text("prompt", row["prompt"])
+    first, *others = re.split(r"\n<extra_id_1>(User|Assistant)\n", text)
     prompt = _question(first)
     for role, text in zip(others[::2], others[1::2], strict=True):
         prompt.append({"role": role.lower(), "content": text})
-    answers = (row["response_1"], row["response_2"])
-    return _comparison(prompt, answers, ranks_from_scores(grades), source, grades)
+    return _graded(prompt, (row["response_1"], row["response_2"]), grades, source)
 
 
-def helpsteer3(row, source):
+def helpsteer3(row: dict, source: str) -> Comparison:
     """nvidia/HelpSteer3, preference/: as HelpSteer2, with each annotator's score of -3 to 3."""
     grades = _grades("overall_preference", row["overall_preference"])
     votes = None
     if row.get("individual_preference") is not None:
         parts = _parts(row, "individual_preference", "score")
-        each = [_grades("individual_preference", score) for score in parts]
-        votes = _votes([(first > second) + 2 * (first < second) for first, second in each])
-    answers, ranks = (row["response1"], row["response2"]), ranks_from_scores(grades)
-    return _comparison(_list(row, "context"), answers, ranks, source, grades, votes)
+        scores = _numbers("individual_preference", parts, least=-3, most=3)
+        votes = _votes([(score < 0) + 2 * (score > 0) for score in scores]) if scores else None
+    answers = (row["response1"], row["response2"])
+    return _graded(_list(row, "context"), answers, grades, source, votes)
 
 
-def nectar(row, source):
+def nectar(row: dict, source: str) -> Comparison:
     """berkeley-nest/Nectar: a prompt with its turns in the text, answers with a rank from 1."""
     ranks = ranks_from_scores([-rank for rank in _numbers("rank", _parts(row, "answers", "rank"))])
     return _comparison(row["prompt"], _parts(row, "answers", "answer"), ranks, source)
 
 
-def arena(row, source):
+def arena(row: dict, source: str) -> Comparison:
     """lmsys/chatbot_arena_conversations, lmarena-ai/arena-human-preference-140k."""
     conversations = (_list(row, "conversation_a"), _list(row, "conversation_b"))
-    return _comparison([], conversations, WINNERS[_one_of(row, "winner", tuple(WINNERS))], source)
+    return _comparison([], conversations, WINNERS[_one_of(row, "winner", WINNERS)], source)
 
 
-def arena_55k(row, source):
+def arena_55k(row: dict, source: str) -> Comparison:
     """lmsys/lmsys-arena-human-preference-55k: JSON texts of the user's and each model's turns."""
     questions, conversations = _list(row, "prompt"), []
     for column in ("response_a", "response_b"):
@@ -177,17 +175,22 @@ def arena_55k(row, source):
     return _comparison([], conversations, ((0, 1), (1, 0), (0, 0))[won.index(1)], source)
 
 
-def pandalm(row, source):
+def pandalm(row: dict, source: str) -> Comparison:
     """WeOpenML/PandaLM, data/testset-v1.json: three annotators say 1, 2 or 0, a tie.
 
     The input stands below the instruction; without one it is null or NaN there.
     """
-    text, more = _text(row, "instruction"), row["input"]
+    text, more = check_text("instruction", row["instruction"]), row["input"]
     if more is not None and more != "" and not (isinstance(more, float) and math.isnan(more)):
-        text = f"{text}\n\n{_text(row, 'input')}"
+        text = f"{text}\n\n{check_text('input', more)}"
     votes = _votes([_one_of(row, f"annotator{i}", (0, 1, 2)) for i in (1, 2, 3)])
     answers, ranks = (row["response1"], row["response2"]), ranks_from_scores(votes)
     return _comparison(_question(text), answers, ranks, source, votes=votes)
+
+
+def _graded(prompt, responses, grades, source, votes=None) -> Comparison:
+    """The answer with the higher grade is better."""
+    return _comparison(prompt, responses, ranks_from_scores(grades), source, grades, votes)
 
 
 def _comparison(prompt, responses, ranks, source, grades=None, votes=None) -> Comparison:
@@ -201,11 +204,8 @@ def _comparison(prompt, responses, ranks, source, grades=None, votes=None) -> Co
         raise ValueError("no answers")
     conversations = [_conversation(prompt, response) for response in responses]
     # An answer needs a message of its own, also where one conversation begins another.
-    shared = 0
-    for turn in zip(*(conversation[:-1] for conversation in conversations), strict=False):
-        if any(message != turn[0] for message in turn):
-            break
-        shared += 1
+    turns = zip(*(conversation[:-1] for conversation in conversations), strict=False)
+    shared = len(list(takewhile(lambda turn: all(m == turn[0] for m in turn), turns)))
     answers = [conversation[shared:] for conversation in conversations]
     if all(len(answer) == 1 and _says_text_alone(answer[0]) for answer in answers):
         answers = [answer[0]["content"] for answer in answers]
@@ -226,23 +226,23 @@ def _question(text) -> list[Message]:
     return [{"role": "user", "content": text}]
 
 
-def _grades(column, strength) -> list[float]:
-    """Grades of two answers whose difference is |strength|; negative: the first is better."""
-    check_number(column, strength, -3, 3)
+def _grades(column: str, value: object) -> list[float]:
+    """Grades of two answers: a strength of -3 to 3 is their difference, below 0 for the first."""
+    strength = check_number(column, value, -3, 3)
     return [max(-strength, 0), max(strength, 0)]
 
 
-def _votes(choices: list[int]) -> list[float] | None:
+def _votes(choices: list[int]) -> list[float]:
     """Votes for two answers of annotators who chose 1, 2 or 0, a tie: half a vote for each."""
     half = choices.count(0) / 2
-    return [choices.count(1) + half, choices.count(2) + half] if choices else None
+    return [choices.count(1) + half, choices.count(2) + half]
 
 
-def _list(row, column) -> list:
+def _list(row: dict, column: str) -> list:
     return read_list(column, row[column])
 
 
-def _parts(row, column, field) -> list:
+def _parts(row: dict, column: str, field: str) -> list:
     """One field of each dict in a list."""
     parts = _list(row, column)
     for part in parts:
@@ -251,19 +251,14 @@ def _parts(row, column, field) -> list:
     return [part[field] for part in parts]
 
 
-def _text(row, column) -> str:
-    check_text(column, row[column])
-    return row[column]
-
-
-def _numbers(column, values, **limits) -> list[float]:
+def _numbers(column: str, values: Iterable, **limits: float) -> list[float]:
     return [check_number(column, value, **limits) for value in values]
 
 
-def _one_of(row, column, choices: tuple):
+def _one_of(row: dict, column: str, choices: Iterable):
     """The one of `choices` that the column has."""
-    found = [choice for choice in choices if row[column] == choice]
-    if not found:
-        listed = ", ".join(map(str, choices))
-        raise ValueError(f"{column} is {shorten(row[column])}; expected one of {listed}")
-    return found[0]
+    for choice in choices:
+        if row[column] == choice:
+            return choice
+    listed = ", ".join(map(str, choices))
+    raise ValueError(f"{column} is {shorten(row[column])}; expected one of {listed}")

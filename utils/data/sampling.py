@@ -1,7 +1,7 @@
 """Which comparisons each rank runs in each micro-batch: deterministic from seed and epoch."""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -10,6 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.arguments import InputError
+
+# What is cut into steps: rows, or where micro-batches are filled with tokens, these.
+Units = np.ndarray | list[np.ndarray]
 
 
 class MicroBatch(NamedTuple):
@@ -52,13 +55,18 @@ class Grouping:
     max_tokens: int = 0
 
     @classmethod
-    def of(cls, rows, layout: str, batch_size: int, **others) -> "Grouping":
-        """For tokenised comparisons (ComparisonTokenizer.rows) in a layout, packed or padded."""
+    def of(cls, rows: Mapping, layout: str, batch_size: int, **others: int) -> "Grouping":
+        """For columns of tokenised comparisons (ComparisonTokenizer.rows), packed or padded."""
         packed = layout == "packed"
         sizes = np.asarray(rows["tokens" if packed else "length"][:])  # [:]: not row by row
         return cls(sizes, batch_size, packed=packed, **others)
 
-    def __post_init__(self):
+    @property
+    def units_per_batch(self) -> int:
+        """Units of a full micro-batch (see Units)."""
+        return 1 if self.max_tokens else self.batch_size
+
+    def __post_init__(self) -> None:
         if self.max_tokens and not self.packed:
             raise InputError(
                 "--max_tokens_per_micro_batch goes with --batch_layout packed, but batches are "
@@ -90,7 +98,7 @@ class Mixture:
     parts: Sequence[np.ndarray]
     weights: Sequence[float]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.parts) != len(self.weights) or not all(map(len, self.parts)):
             raise ValueError(f"{len(self.weights)} weights, rows: {[*map(len, self.parts)]}")
         if not all(0 < weight < float("inf") for weight in self.weights):
@@ -121,13 +129,13 @@ class Mixture:
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """The rows of an epoch in a random order, as int64 [epoch_size]."""
         drawn = [
-            _stretch(rows, count, epoch, (seed, source))
+            _stretch(rows, count, epoch, seed, source)
             for source, (rows, count) in enumerate(zip(self.parts, self.counts, strict=True))
         ]
         return np.random.default_rng([seed, epoch]).permutation(np.concatenate(drawn))
 
 
-class TrainingPlan(Sequence):
+class TrainingPlan(Sequence[MicroBatch]):
     """The micro-batches of a rank, from where a run stands to its end, each made when asked for.
 
     An epoch is every row once, or what a mixture draws, in global batches that a shuffle fixes.
@@ -162,7 +170,7 @@ class TrainingPlan(Sequence):
         self.grouping, self.rank, self.seed = grouping, rank, seed
         self.epochs, self.start, self.mixture = epochs, start, mixture
         self.epoch_size = mixture.epoch_size if mixture else len(grouping.sizes)
-        self._number = grouping.accumulation * grouping.world_size  # of micro-batches in a step
+        self._in_step = grouping.accumulation * grouping.world_size  # micro-batches
         self._latest_epoch = lru_cache(maxsize=1)(self._units)
         self._latest_step = lru_cache(maxsize=1)(self._make_step)
         # After how many steps each epoch ends.
@@ -172,7 +180,7 @@ class TrainingPlan(Sequence):
     def __len__(self) -> int:
         return self.steps * self.grouping.accumulation
 
-    def __getitem__(self, number: int) -> MicroBatch:
+    def __getitem__(self, number: int) -> MicroBatch:  # type: ignore[override]  # no slices
         if not 0 <= number < len(self):
             raise IndexError(number)
         step, place = divmod(number, self.grouping.accumulation)
@@ -184,31 +192,26 @@ class TrainingPlan(Sequence):
             return self.mixture.order(self.seed, epoch)
         return np.random.default_rng([self.seed, epoch]).permutation(self.epoch_size)
 
-    def _units(self, epoch: int) -> Sequence:
-        """What is cut into the steps of an epoch: rows, or with `max_tokens` micro-batches."""
-        order = self.order(epoch)[self._first(epoch) :]
-        return list(_fill(order, self.grouping)) if self.grouping.max_tokens else order
-
     def _first(self, epoch: int) -> int:
         return self.start if epoch == self.epochs[0] else 0
 
-    @property
-    def _units_in_step(self) -> int:
-        return self._number * (1 if self.grouping.max_tokens else self.grouping.batch_size)
+    def _units(self, epoch: int) -> Units:
+        return _cut(self.order(epoch)[self._first(epoch) :], self.grouping)
 
     def _count_steps(self, epoch: int) -> int:
-        by_tokens = self.grouping.max_tokens
-        units = len(self._units(epoch)) if by_tokens else self.epoch_size - self._first(epoch)
-        return -(-units // self._units_in_step)
+        units = self.epoch_size - self._first(epoch)  # rows can be counted without a shuffle
+        if self.grouping.max_tokens:
+            units = len(self._units(epoch))
+        return -(-units // (self._in_step * self.grouping.units_per_batch))
 
     def _make_step(self, step: int) -> list[MicroBatch]:
         place = int(np.searchsorted(self._ends, step, side="right")) - 1
-        start = (step - int(self._ends[place])) * self._units_in_step
-        units = self._latest_epoch(self.epochs[place])[start : start + self._units_in_step]
-        by_tokens = self.grouping.max_tokens
-        batches = units if by_tokens else _deal(units, self._number, self.grouping)
-        weight = self._number / sum(map(len, batches))
-        return _micro_batches(batches, self._number, weight, self.grouping, self.rank)
+        size = self._in_step * self.grouping.units_per_batch
+        start = (step - int(self._ends[place])) * size
+        units = self._latest_epoch(self.epochs[place])[start : start + size]
+        batches = _deal(units, self._in_step, self.grouping)
+        weight = self._in_step / sum(map(len, batches))
+        return _micro_batches(batches, self._in_step, weight, self.grouping, self.rank)
 
 
 def evaluation_plan(grouping: Grouping, rank: int = 0, max_batches: int = 0) -> list[MicroBatch]:
@@ -219,14 +222,11 @@ def evaluation_plan(grouping: Grouping, rank: int = 0, max_batches: int = 0) -> 
         max_batches: batches on each rank, of a fixed random sample of the rows; 0: all rows.
     """
     rows = np.argsort(grouping.sizes, kind="stable")
-    limit = max_batches * grouping.world_size
     if max_batches:
         rows = np.random.default_rng(0).permutation(len(grouping.sizes))
-    if grouping.max_tokens:
-        batches = list(_fill(rows, grouping))[: limit or None]
-    else:
-        rows = rows[: limit * grouping.batch_size or None]
-        batches = _deal(rows, -(-len(rows) // grouping.batch_size), grouping)
+    limit = max_batches * grouping.world_size * grouping.units_per_batch
+    units = _cut(rows, grouping)[: limit or None]
+    batches = _deal(units, -(-len(units) // grouping.units_per_batch), grouping)
     number = -(-len(batches) // grouping.world_size) * grouping.world_size
     return _micro_batches(batches, number, 1.0, grouping, rank)
 
@@ -246,11 +246,10 @@ def padded_tokens(plan: Sequence[MicroBatch], answers: np.ndarray, lengths: np.n
     )
 
 
-def _stretch(rows: np.ndarray, count: int, epoch: int, key: tuple[int, int]) -> np.ndarray:
+def _stretch(rows: np.ndarray, count: int, epoch: int, seed: int, source: int) -> np.ndarray:
     """`count` of the rows: the next ones of a permutation that several epochs go through."""
     if not count:
         return rows[:0]
-    seed, source = key
     turn, place = divmod(epoch, -(-len(rows) // count))
     # NumPy takes [a, b] and [a, b, 0] for the same seed, and [seed, epoch] has its use.
     permuted = np.random.default_rng([seed, turn, source + 1]).permutation(rows)
@@ -258,20 +257,24 @@ def _stretch(rows: np.ndarray, count: int, epoch: int, key: tuple[int, int]) -> 
     return permuted[start : start + count]
 
 
-def _fill(rows: np.ndarray, grouping: Grouping):
-    """Cut rows, in their order, into micro-batches of at most `max_tokens`."""
-    ends = grouping.sizes[rows].cumsum()
-    start = 0
+def _cut(rows: np.ndarray, grouping: Grouping) -> Units:
+    """Rows, or with `max_tokens` micro-batches of as many as fit, all in their order."""
+    if not grouping.max_tokens:
+        return rows
+    ends, batches, start = grouping.sizes[rows].cumsum(), [], 0
     while start < len(rows):
         before = ends[start - 1] if start else 0
         stop = int(np.searchsorted(ends, before + grouping.max_tokens, side="right"))
-        yield rows[start:stop]
+        batches.append(rows[start:stop])
         start = stop
+    return batches
 
 
-def _deal(rows: np.ndarray, number: int, grouping: Grouping) -> list[np.ndarray]:
+def _deal(units: Units, number: int, grouping: Grouping) -> list[np.ndarray]:
     """Share rows out to `number` micro-batches: evenly by tokens, or sorted by length."""
-    rows = rows[np.argsort(grouping.sizes[rows], kind="stable")]
+    if isinstance(units, list):
+        return units  # micro-batches already
+    rows = units[np.argsort(grouping.sizes[units], kind="stable")]
     if not grouping.packed:
         return np.array_split(rows, number)
     # The longest row that is left goes to the micro-batch with the fewest tokens.
@@ -295,7 +298,6 @@ def _micro_batches(
     filled = [rows for rows in batches if len(rows)]
     own = filled[rank :: grouping.world_size]
     plan = [MicroBatch(rows.tolist(), [weight] * len(rows)) for rows in own]
-    missing = number // grouping.world_size - len(own)
-    if not missing:
-        return plan
-    return plan + [MicroBatch([int(grouping.sizes.argmin())], [0.0])] * missing
+    while len(plan) < number // grouping.world_size:
+        plan.append(MicroBatch([int(grouping.sizes.argmin())], [0.0]))
+    return plan

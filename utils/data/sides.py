@@ -1,5 +1,6 @@
 """The two sides of a run, what trains and what evaluates, with all rows of all sources."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from utils.data.sources import Source, parse_sources
 from utils.data.tokenization import TIED, ComparisonTokenizer, usable_reasons
 
 
-@dataclass
+@dataclass(eq=False)  # a part equals itself alone
 class Part:
     """The rows of a split on one side.
 
@@ -36,6 +37,11 @@ class Part:
         """Hashes of the prompts of all rows, int64 [n]."""
         return self.table.data.column("prompt_key").to_numpy()
 
+    def take(self, rows: np.ndarray) -> None:
+        """Use only these rows: int64 [n], counted from 0."""
+        self.taken = np.zeros(len(self.table), dtype=bool)
+        self.taken[rows] = True
+
 
 @dataclass
 class Sides:
@@ -50,7 +56,7 @@ class Sides:
     evaluation: list[Part]
 
 
-def load_sides(args, encoder: ComparisonTokenizer) -> Sides:
+def load_sides(args: Namespace, encoder: ComparisonTokenizer) -> Sides:
     """Tokenise all sources and give their rows to the sides; nothing is left out but by the split.
 
     Without an evaluation set, prompts are held out from the sources that have no test split.
@@ -58,34 +64,34 @@ def load_sides(args, encoder: ComparisonTokenizer) -> Sides:
     Raises:
         InputError: a source cannot be read.
     """
-    train, evaluation = [], []
-    given, without_test = bool(args.eval_data_path), []
+    train, evaluation, without_test = [], [], []
     for source in parse_sources(args.data_path, "--data_path", args.format):
         rows, test = load_source(source, encoder, args.data_output_path, args.num_workers)
         part = _part(source, source.path, rows, args.tie_threshold > 0)
         if args.data_split:
             taken = np.flatnonzero(part.taken)
-            chosen = split_by_prompt(part.keys()[taken], args.data_split, args.seed)[1]
-            part.taken = _mask(part, taken[chosen])
+            part.take(taken[split_by_prompt(part.keys()[taken], args.data_split, args.seed)[1]])
         _cap(part)
         train.append(part)
         if test is None:
             without_test.append(part)
-        elif not given:
+        else:
             evaluation.append(_part(source, f"{source.path} (test)", test))
-    evaluation += load_evaluation(args, encoder)
-    if without_test and not given:
+    if args.eval_data_path:
+        evaluation = load_evaluation(args, encoder)
+    elif without_test:
         evaluation += _hold_out(train, without_test, args.eval_fraction)
     return Sides(train, evaluation)
 
 
-def load_evaluation(args, encoder) -> list[Part]:
+def load_evaluation(args: Namespace, encoder: ComparisonTokenizer) -> list[Part]:
     """The parts that --eval_data_path names."""
     parts = []
-    for source in parse_sources(args.eval_data_path or [], "--eval_data_path", args.format):
+    for source in parse_sources(args.eval_data_path, "--eval_data_path", args.format):
         rows, test = load_source(source, encoder, args.data_output_path, args.num_workers)
-        parts.append(_part(source, source.path, rows if test is None else test))
-        _cap(parts[-1])
+        part = _part(source, source.path, rows if test is None else test)
+        _cap(part)
+        parts.append(part)
     return parts
 
 
@@ -111,14 +117,14 @@ def load_source(
     """
     with distributed.first_on_node():
         splits = files.open_splits(source.path, cache_dir, source.subset)
-        wanted = files.train_and_test(splits, source.path, source.split)
-        train, test = (
-            cache.tokenize(rows, encoder, source.name, source.format, cache_dir, num_workers)
-            if rows is not None
-            else None
-            for rows in wanted
-        )
-    return train, test
+        train, test = files.train_and_test(splits, source.path, source.split)
+        options = (encoder, source.name, source.format, cache_dir, num_workers)
+        return cache.tokenize(train, *options), test and cache.tokenize(test, *options)
+
+
+def is_dropped(table: datasets.Dataset, *reasons: str) -> np.ndarray:
+    """Which rows have one of these reasons in the column `dropped`, "" if they can train: bool."""
+    return pc.is_in(table.data.column("dropped"), pa.array(reasons)).to_numpy()
 
 
 def split_by_prompt(
@@ -142,8 +148,7 @@ def split_by_prompt(
 
 
 def _part(source: Source, label: str, table: datasets.Dataset, ties: bool = False) -> Part:
-    usable = pa.array(usable_reasons(ties))
-    return Part(source, label, table, pc.is_in(table.data.column("dropped"), usable).to_numpy())
+    return Part(source, label, table, is_dropped(table, *usable_reasons(ties)))
 
 
 def _hold_out(train: list[Part], candidates: list[Part], fraction: float) -> list[Part]:
@@ -155,22 +160,14 @@ def _hold_out(train: list[Part], candidates: list[Part], fraction: float) -> lis
     parts = []
     for part in train:
         is_held_out = np.isin(part.keys(), held_out)
-        if any(part is candidate for candidate in candidates):
-            tied = pc.equal(part.table.data.column("dropped"), TIED).to_numpy()  # ties only train
-            taken = part.taken & is_held_out & ~tied
+        if part in candidates:
+            taken = part.taken & is_held_out & ~is_dropped(part.table, TIED)  # ties only train
             parts.append(Part(part.source, f"{part.label} (held out)", part.table, taken, True))
         part.taken &= ~is_held_out
     return parts
 
 
 def _cap(part: Part) -> None:
-    taken = np.flatnonzero(part.taken)
-    if part.source.cap is not None and len(taken) > part.source.cap:
-        sample = np.random.default_rng(0).permutation(taken)[: part.source.cap]
-        part.taken = _mask(part, sample)
-
-
-def _mask(part: Part, rows: np.ndarray) -> np.ndarray:
-    mask = np.zeros(len(part.table), dtype=bool)
-    mask[rows] = True
-    return mask
+    if part.source.cap is not None:
+        mixed = np.random.default_rng(0).permutation(np.flatnonzero(part.taken))
+        part.take(mixed[: part.source.cap])

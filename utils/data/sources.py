@@ -39,7 +39,7 @@ class Source:
     subset: str | None = None
     format: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for entry in ("path", "name", "split", "subset"):
             value = getattr(self, entry)
             if value is not None and not isinstance(value, str):
@@ -48,10 +48,11 @@ class Source:
             raise InputError(
                 f"{self.path}: format is {self.format!r}; expected one of {', '.join(FORMATS)}"
             )
-        if self.weight is not None and not (_is_number(self.weight) and 0 < self.weight < math.inf):
-            raise InputError(f"{self.path}: weight is {self.weight!r}; expected a number above 0")
-        if self.cap is not None and not (_is_number(self.cap, int) and self.cap > 0):
-            raise InputError(f"{self.path}: cap is {self.cap!r}; expected a whole number above 0")
+        weight, cap = self.weight, self.cap  # their types are compared since True is an int
+        if weight is not None and not (type(weight) in (int, float) and 0 < weight < math.inf):
+            raise InputError(f"{self.path}: weight is {weight!r}; expected a number above 0")
+        if cap is not None and not (type(cap) is int and cap > 0):
+            raise InputError(f"{self.path}: cap is {cap!r}; expected a whole number above 0")
 
 
 def parse_sources(words: Sequence[str], flag: str, layout: str | None = None) -> list[Source]:
@@ -71,20 +72,18 @@ def parse_sources(words: Sequence[str], flag: str, layout: str | None = None) ->
     """
     sources: list[Source] = []
     for word in words:
-        if word.endswith((".yaml", ".yml")):
-            sources += _read_yaml(Path(word))
-        else:
-            sources.append(_parse_word(word))
+        is_yaml = word.endswith((".yaml", ".yml"))
+        sources += _read_yaml(Path(word)) if is_yaml else [_parse_word(word)]
     weighted = [source.path for source in sources if source.weight is not None]
+    without = [source.path for source in sources if source.weight is None]
     if weighted and flag == "--eval_data_path":
         raise InputError(
             f"{flag}: {weighted[0]} has a weight; an evaluation takes all rows, or so many "
             "(PATH:500)"
         )
-    if 0 < len(weighted) < len(sources):
-        without = next(source.path for source in sources if source.weight is None)
+    if weighted and without:
         raise InputError(
-            f"{flag}: {weighted[0]} has a weight, but {without} has none: give all of them one "
+            f"{flag}: {weighted[0]} has a weight, but {without[0]} has none: give all of them one "
             "(PATH:0.3), or none; PATH:5000 without a point takes so many comparisons"
         )
     return _named([replace(source, format=source.format or layout) for source in sources])
@@ -114,6 +113,7 @@ def _read_yaml(file: Path) -> list[Source]:
     known = [entry.name for entry in fields(Source)]
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{file}: expected `sources:` and under it a list of entries with a path")
+    sources = []
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
             raise InputError(f"{file}: entry {number} is {entry!r:.60}; expected one with a path")
@@ -121,15 +121,10 @@ def _read_yaml(file: Path) -> list[Source]:
             raise InputError(
                 f"{file}: entry {number} has {', '.join(unknown)}; known are {', '.join(known)}"
             )
-    # A path is meant from where the file is.
-    beside = [file.parent / entry["path"] for entry in entries]
-    places = [
-        str(place) if place.exists() else entry["path"]
-        for place, entry in zip(beside, entries, strict=True)
-    ]
-    return [
-        Source(**{**entry, "path": place}) for entry, place in zip(entries, places, strict=True)
-    ]
+        if (beside := file.parent / entry["path"]).exists():
+            entry["path"] = str(beside)  # a path is meant from where the file is
+        sources.append(Source(**entry))
+    return sources
 
 
 def _named(sources: list[Source]) -> list[Source]:
@@ -140,7 +135,3 @@ def _named(sources: list[Source]) -> list[Source]:
         replace(source, name=source.name or (name if often[name] == 1 else source.path[-MAX_NAME:]))
         for source, name in zip(sources, short, strict=True)
     ]
-
-
-def _is_number(value, kind=(int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)

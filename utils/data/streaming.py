@@ -46,19 +46,17 @@ class Window(NamedTuple):
     Attributes:
         first: number of the first one, counted from 0 over all streams.
         rows: as they stand on disk.
-        source: of rows that name none.
-        reader: makes a comparison of a row and the name; ValueError for a bad row.
+        stream: that they are of.
     """
 
     first: int
     rows: list[RawRow]
-    source: str
-    reader: Reader
+    stream: Stream
 
     def read(self, row: dict) -> Comparison:
         """The comparison of a row (files.parse_row); ValueError for a bad one."""
         try:
-            return self.reader(row, self.source)
+            return self.stream.reader(row, self.stream.name)
         except KeyError as error:  # rows of a later part of a file may lack a column
             raise ValueError(f"no column {error}") from error
 
@@ -76,14 +74,13 @@ def open_stream(path: str, layout: str | None = None) -> Stream:
     if path == STANDARD_INPUT:
         lines = (line for line in sys.stdin.buffer if line.strip())
         first = list(islice(lines, PEEK))
-        rows, path, name = chain(first, lines), "standard input", "stdin"
-        columns = find_columns(first, path)
-    else:
-        train, test = train_and_test(open_splits(path, streaming=True), path)
-        rows = train if test is None else test
-        name = source_name(path)
-        columns = rows.columns()
-    return Stream(path, name, rows, find_reader(columns, path, ranked=False, layout=layout))
+        columns = find_columns(first, "standard input")
+        reader = find_reader(columns, "standard input", ranked=False, layout=layout)
+        return Stream("standard input", "stdin", chain(first, lines), reader)
+    train, test = train_and_test(open_splits(path, streaming=True), path)
+    rows = train if test is None else test
+    reader = find_reader(rows.columns(), path, ranked=False, layout=layout)
+    return Stream(path, source_name(path), rows, reader)
 
 
 def open_benchmark(path: str, split: str | None, read: Reader, files: str = "*") -> list[Stream]:
@@ -108,13 +105,12 @@ def open_benchmark(path: str, split: str | None, read: Reader, files: str = "*")
     found = [f for f in found if Path(f.name.removesuffix(".gz")).suffix in BUILDERS]
     if not found:
         raise InputError(f"{path}: no file {files} that ends in {', '.join(BUILDERS)} (or .gz)")
-    return [_open_part(file, Path(path), read) for file in found]
-
-
-def _open_part(file: Path, path: Path, read: Reader) -> Stream:
-    place = file.relative_to(path) if path.is_dir() else Path(file.name)
-    name = str(place.with_name(place.name.split(".")[0]))
-    return Stream(str(file), name, Rows(str(file), (str(file),)), read)
+    streams = []
+    for file in found:
+        place = file.relative_to(path) if os.path.isdir(path) else Path(file.name)
+        name = str(place.with_name(place.name.split(".")[0]))
+        streams.append(Stream(str(file), name, Rows(str(file), (str(file),)), read))
+    return streams
 
 
 def windows(streams: Iterable[Stream], size: int, start: int = 0) -> Iterator[Window]:
@@ -133,5 +129,5 @@ def windows(streams: Iterable[Stream], size: int, start: int = 0) -> Iterator[Wi
         rows = iter(stream.rows)
         while window := list(islice(rows, size)):
             if first + len(window) > start:
-                yield Window(first, window, stream.name, stream.reader)
+                yield Window(first, window, stream)
             first += len(window)

@@ -6,12 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 
 from utils.arguments import InputError
 from utils.data.comparison import Comparison, common_prefix_length
 from utils.data.readers import TURN
+
+if TYPE_CHECKING:  # slow to import
+    from transformers import PreTrainedTokenizerBase
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -22,6 +26,16 @@ TIED = "tied"
 IDENTICAL = "identical answers"
 CUT_IDENTICAL = "identical after truncation"
 FEW = "fewer than two answers"
+
+# Entries of a tokenised row; the others are weight, dropped, problem and source.
+LISTS = (
+    *("input_ids", "answer_starts", "answers", "answer_tokens", "answer_keys"),
+    *("ranks", "grades", "votes"),
+)
+NUMBERS = (
+    *("empty_answers", "long_answers", "prompt_tokens", "prompt_key"),
+    *("cut", "length", "shared", "tokens"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class TextSettings:
 
 
 def prepare_tokenizer(
-    tokenizer, add_eot_token: bool, chat_template: str | None = None
+    tokenizer: "PreTrainedTokenizerBase", add_eot_token: bool, chat_template: str | None = None
 ) -> tuple[str, list[str]]:
     """Make sure that the tokenizer has an end token and a padding token that differs from it.
 
@@ -80,12 +94,8 @@ def prepare_tokenizer(
     return end, notes
 
 
-def set_chat_template(tokenizer, path: str) -> None:
-    """Take the chat template of a file instead of the tokenizer's own.
-
-    Raises:
-        InputError: the file cannot be read, or does not render a question and its answer.
-    """
+def set_chat_template(tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
+    """Take the chat template of a file; InputError if it does not render a question and answer."""
     trial = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
         tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
@@ -97,23 +107,21 @@ def set_chat_template(tokenizer, path: str) -> None:
         ) from error
 
 
-def leading_special_ids(tokenizer) -> list[int]:
+def leading_special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The special tokens that the tokenizer puts before every text."""
-    with_special = tokenizer("x").input_ids
-    plain = tokenizer("x", add_special_tokens=False).input_ids
-    for start in range(len(with_special) - len(plain) + 1):
-        if with_special[start : start + len(plain)] == plain:
-            return with_special[:start]
-    return []
+    encoded = tokenizer("x", return_special_tokens_mask=True)
+    return encoded.input_ids[: encoded.special_tokens_mask.index(0)]
 
 
-def check_num_padding_at_beginning(tokenizer, end_token: str, given: int | None) -> int:
-    """How many leading tokens carry the id of the padding or end token.
+def check_num_padding_at_beginning(
+    tokenizer: "PreTrainedTokenizerBase", end_token: str, given: int | None
+) -> int:
+    """How many leading tokens have the padding's or an end's id; InputError if another is given.
 
-    Raises:
-        InputError: the command line says another number.
+    The tokenizer's own end token counts beside `end_token`: OPT has one with --add_eot_token too.
     """
-    lookalikes = {tokenizer.pad_token_id, tokenizer.convert_tokens_to_ids(end_token)}
+    lookalikes = {tokenizer.pad_token_id, tokenizer.eos_token_id}
+    lookalikes.add(tokenizer.convert_tokens_to_ids(end_token))
     found = sum(token in lookalikes for token in leading_special_ids(tokenizer))
     if given is not None and given != found:
         raise InputError(
@@ -131,7 +139,7 @@ class ComparisonTokenizer:
         settings: how text becomes tokens.
     """
 
-    def __init__(self, tokenizer, settings: TextSettings):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: TextSettings):
         self.tokenizer = tokenizer
         self.settings = settings
         self.leading_ids = leading_special_ids(tokenizer)
@@ -167,16 +175,15 @@ class ComparisonTokenizer:
                 problem = f"chat template: {error}"
                 rows.append(dropped_row(MALFORMED, comparison.source, problem))
                 continue
+            answers = [i for i, r in enumerate(comparison.responses) if _has_text(r)]
+            texts += [rendered[i] for i in answers]
             row = dropped_row("", comparison.source)
-            row["answers"] = [i for i, r in enumerate(comparison.responses) if _has_text(r)]
-            row["ranks"] = list(comparison.ranks)
-            row["grades"] = list(comparison.grades or [])
-            row["votes"] = list(comparison.votes or [])
-            row["weight"] = comparison.weight
-            row["empty_answers"] = len(rendered) - len(row["answers"])
+            row["answers"], row["empty_answers"] = answers, len(rendered) - len(answers)
+            row["ranks"], row["weight"] = list(comparison.ranks), comparison.weight
+            row["grades"] = list(comparison.grades or ())
+            row["votes"] = list(comparison.votes or ())
             row["prompt_key"] = text_key(comparison.prompt)
             row["answer_keys"] = [text_key(response) for response in comparison.responses]
-            texts.extend(rendered[i] for i in row["answers"])
             rows.append(row)
         encoded = iter(self._encode(texts))
         for row in rows:
@@ -184,7 +191,7 @@ class ComparisonTokenizer:
         return rows
 
     def _render(self, comparison: Comparison, response) -> tuple[str, int, bool]:
-        """The full text, where the answer starts in it, and whether a chat template wrote it."""
+        """The full text, where in it the prompt ends, and whether a chat template wrote it."""
         prompt, tools = comparison.prompt, comparison.tools
         if isinstance(prompt, str) and self.settings.apply_chat_template:
             prompt = [{"role": "user", "content": prompt}]
@@ -192,19 +199,18 @@ class ComparisonTokenizer:
             # Without white space at the seam, the last word of the prompt and the first of the
             # answer would become one.
             seam = " " if prompt and not prompt[-1].isspace() and not response[:1].isspace() else ""
-            return _skip_space(prompt + seam + response, len(prompt)) + (False,)
+            return prompt + seam + response, len(prompt), False
         if isinstance(response, str):
             response = [{"role": "assistant", "content": response}]
         if not self.tokenizer.chat_template:
             before = _transcript(prompt, tools) + TURN
-            return _skip_space(_transcript(prompt + response, tools), len(before)) + (False,)
+            return _transcript(prompt + response, tools), len(before), False
         before = self._apply_template(prompt, tools, add_generation_prompt=True)
         text = self._apply_template(prompt + response, tools)
         if not text.startswith(before):
             before = self._apply_template(prompt, tools)
         # The end token is appended as an id; the template's own would make it two.
-        text = text.rstrip().removesuffix(self.settings.end_token)
-        return _skip_space(text, min(len(before), len(text))) + (True,)
+        return text.rstrip().removesuffix(self.settings.end_token), len(before), True
 
     def _apply_template(self, messages, tools, add_generation_prompt=False) -> str:
         # Only the template itself may write special tokens.
@@ -218,7 +224,7 @@ class ComparisonTokenizer:
     def _without_special(self, value):
         """A copy in which an invisible space breaks the spelling of special tokens."""
         if isinstance(value, str):
-            return self.special.sub(_break_spelling, value)
+            return self.special.sub(lambda found: found[0][0] + "\u200b" + found[0][1:], value)
         if isinstance(value, list):
             return [self._without_special(part) for part in value]
         if isinstance(value, dict):
@@ -228,11 +234,9 @@ class ComparisonTokenizer:
 
     def _encode(self, texts: Sequence[tuple[str, int, bool]]) -> list[tuple[list[int], int]]:
         """Token ids with leading and end tokens, and the token at which the answer starts."""
-        encoded: list = [None] * len(texts)
-        for chat in (False, True):
+        encoded: dict[int, tuple[list[int], int]] = {}
+        for chat in {chat for _, _, chat in texts}:
             numbers = [i for i, text in enumerate(texts) if text[2] == chat]
-            if not numbers:
-                continue
             # Text from the data never becomes a special token; what a chat template writes does.
             batch = self.tokenizer(
                 [texts[i][0] for i in numbers],
@@ -242,94 +246,78 @@ class ComparisonTokenizer:
             )
             leading = [] if chat else self.leading_ids
             for row, i in enumerate(numbers):
-                start = batch.char_to_token(row, texts[i][1])
+                text, prompt_end, _ = texts[i]
                 ids = batch.input_ids[row]
+                # White space at the answer's beginning is the prompt's.
+                start = batch.char_to_token(row, len(text) - len(text[prompt_end:].lstrip()))
                 start = len(ids) if start is None else start
                 encoded[i] = (leading + ids + self.end_ids, len(leading) + start)
-        return encoded
+        return [encoded[i] for i in range(len(texts))]
 
     def _fit(self, row: dict, encoded: list[tuple[list[int], int]]) -> None:
         """Apply the truncation policy to one comparison and say whether it can train."""
         whole, starts = [ids for ids, _ in encoded], [start for _, start in encoded]
-        sequences, excess = whole[:], [len(ids) - self.settings.max_seq_len for ids in whole]
+        row["input_ids"], row["answer_starts"] = whole, starts
         row["prompt_tokens"] = min(starts, default=0)
-        row["answer_tokens"] = [len(ids) - start for ids, start in zip(whole, starts, strict=True)]
-        if sequences and max(excess) > 0:
-            if self.settings.overlength == "truncate_prompt":
-                self._cut_prompt(row, sequences, starts, excess)
-            elif self.settings.overlength == "truncate_end":
-                keep = self.settings.max_seq_len - len(self.end_ids)
-                sequences = [
-                    ids[:keep] + self.end_ids if over > 0 else ids
-                    for ids, over in zip(sequences, excess, strict=True)
-                ]
-                starts = [min(start, keep) for start in starts]
-                row["cut"] = max(excess)
-            else:
-                row["long_answers"] = len(sequences)
-                row["answers"], sequences, starts, row["answer_tokens"] = [], [], [], []
-        row["input_ids"], row["answer_starts"] = sequences, starts
-        row["length"] = max(map(len, sequences), default=0)
-        row["shared"] = common_prefix_length(sequences)
-        row["tokens"] = sum(map(len, sequences)) - row["shared"] * (len(sequences) - 1)
+        row["answer_tokens"] = [len(ids) - start for ids, start in encoded]
+        limit, longest = self.settings.max_seq_len, max(map(len, whole), default=0)
+        if longest > limit and self.settings.overlength == "truncate_prompt":
+            self._cut_prompt(row)
+        elif longest > limit and self.settings.overlength == "truncate_end":
+            kept = limit - len(self.end_ids)
+            row["input_ids"] = [
+                ids[:kept] + self.end_ids if len(ids) > limit else ids for ids in whole
+            ]
+            row["answer_starts"] = [min(start, kept) for start in starts]
+            row["cut"] = longest - limit
+        elif longest > limit:
+            _keep_answers(row, [])
+        row["length"] = max(map(len, row["input_ids"]), default=0)
+        row["shared"] = common_prefix_length(row["input_ids"])
+        row["tokens"] = sum(map(len, row["input_ids"])) - row["shared"] * (len(row["answers"]) - 1)
         row["dropped"] = row["dropped"] or _why_unusable(row)
         if row["dropped"] == IDENTICAL and any(ids != whole[0] for ids in whole):
             row["dropped"] = CUT_IDENTICAL
 
-    def _cut_prompt(self, row, sequences, starts, excess) -> None:
-        """Cut the same tokens from the left of the prompt of every answer, in place.
+    def _cut_prompt(self, row: dict) -> None:
+        """Cut the same tokens from the left of the prompt of every answer.
 
         The leading special token stays. An answer that does not fit without any prompt is
         not kept.
         """
+        limit, first = self.settings.max_seq_len, row["input_ids"][0]
         head = len(self.leading_ids)
-        if not head or sequences[0][:head] != self.leading_ids:
-            # A chat template wrote the beginning.
-            head = int(sequences[0][0] == self.tokenizer.bos_token_id)
-        room = max(min(starts) - head, 0)
-        kept = [i for i, over in enumerate(excess) if over <= room]
-        row["long_answers"] = len(sequences) - len(kept)
-        row["answers"] = [row["answers"][i] for i in kept]
-        cut = max([0, *(excess[i] for i in kept)])
-        row["cut"] = cut
-        row["answer_tokens"] = [row["answer_tokens"][i] for i in kept]
-        sequences[:] = [sequences[i][:head] + sequences[i][head + cut :] for i in kept]
-        starts[:] = [starts[i] - cut for i in kept]
+        if not head or first[:head] != self.leading_ids:
+            head = int(first[0] == self.tokenizer.bos_token_id)  # a chat template wrote it
+        most = limit + max(min(row["answer_starts"]) - head, 0)
+        _keep_answers(row, [i for i, ids in enumerate(row["input_ids"]) if len(ids) <= most])
+        row["cut"] = cut = max([0, *(len(ids) - limit for ids in row["input_ids"])])
+        row["input_ids"] = [ids[:head] + ids[head + cut :] for ids in row["input_ids"]]
+        row["answer_starts"] = [start - cut for start in row["answer_starts"]]
 
 
 def dropped_row(reason: str, source: str, problem: str = "") -> dict:
     """What `ComparisonTokenizer.rows` gives for a row of which nothing is kept."""
     return {
-        "input_ids": [],
-        "answer_starts": [],
-        "answers": [],
-        "ranks": [],
-        "grades": [],
-        "votes": [],
+        **{name: [] for name in LISTS},
+        **dict.fromkeys(NUMBERS, 0),
         "weight": None,
         "dropped": reason,
         "problem": problem,
-        "empty_answers": 0,
-        "long_answers": 0,
-        "cut": 0,
-        "prompt_tokens": 0,
-        "answer_tokens": [],
-        "length": 0,
-        "shared": 0,
-        "tokens": 0,
         "source": source,
-        "prompt_key": 0,
-        "answer_keys": [],
     }
 
 
 def usable_reasons(ties: bool) -> tuple[str, ...]:
-    """What `dropped` says of rows that can train.
-
-    Args:
-        ties: whether comparisons whose answers are all tied train.
-    """
+    """What `dropped` says of rows that can train; `ties`: whether those tied all over can."""
     return ("", TIED) if ties else ("",)
+
+
+def _keep_answers(row: dict, kept: list[int]) -> None:
+    """Leave out answers that are too long."""
+    row["long_answers"] = len(row["answers"]) - len(kept)
+    for name in ("answers", "input_ids", "answer_starts", "answer_tokens"):
+        row[name] = [row[name][i] for i in kept]
 
 
 def _why_unusable(row: dict) -> str:
@@ -350,11 +338,6 @@ def text_key(value: str | list) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-def _skip_space(text: str, start: int) -> tuple[str, int]:
-    """Move the start of the answer to its first visible character; the text's end if none."""
-    return text, len(text) - len(text[start:].lstrip())
-
-
 def _has_text(response) -> bool:
     if isinstance(response, str):
         return bool(response.strip())
@@ -370,7 +353,3 @@ def _transcript(messages, tools=None) -> str:
         text = "\n".join([message["content"].strip(), *calls]).strip()
         parts.append(names.get(message["role"], "\n\n") + text)
     return "".join(parts)
-
-
-def _break_spelling(match: re.Match) -> str:
-    return match.group()[0] + "\u200b" + match.group()[1:]

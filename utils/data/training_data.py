@@ -1,5 +1,6 @@
 """Which comparisons train and which evaluate: chosen from what was read, and counted."""
 
+from argparse import Namespace
 from dataclasses import dataclass
 
 import datasets
@@ -9,11 +10,11 @@ import pyarrow.compute as pc
 
 from utils import distributed
 from utils.arguments import InputError
-from utils.data import audit, cache, files, tokenization
+from utils.data import audit, cache, files
 from utils.data.sampling import Mixture
-from utils.data.sides import Part, Sides, load_evaluation
+from utils.data.sides import Part, Sides, is_dropped, load_evaluation
 from utils.data.sources import parse_sources
-from utils.data.tokenization import MALFORMED, ComparisonTokenizer, usable_reasons
+from utils.data.tokenization import EMPTY, MALFORMED, TOO_LONG, ComparisonTokenizer, usable_reasons
 
 TRAINING_COLUMNS = (
     *("index", "input_ids", "answer_starts", "answers", "ranks", "grades", "votes", "weight"),
@@ -42,7 +43,7 @@ class TrainingData:
     counts: dict
 
 
-def choose(args, sides: Sides) -> TrainingData:
+def choose(args: Namespace, sides: Sides) -> TrainingData:
     """Take from each side what trains and evaluates: no duplicates, no leaks, caps and weights.
 
     Raises:
@@ -71,7 +72,9 @@ def choose(args, sides: Sides) -> TrainingData:
     return TrainingData(train, evaluation, *sizes, mixture, counts)
 
 
-def open_stream(args, encoder: ComparisonTokenizer):
+def open_stream(
+    args: Namespace, encoder: ComparisonTokenizer
+) -> tuple[list[tuple[files.Rows, cache.Encoder]], list[float] | None, TrainingData]:
     """Open what trains for reading while it trains, and load what evaluates.
 
     Returns:
@@ -88,16 +91,16 @@ def open_stream(args, encoder: ComparisonTokenizer):
             raise InputError(f"{source.path}: a cap ({source.cap}) does not go with --streaming")
         splits = files.open_splits(source.path, None, source.subset, streaming=True)
         rows, _ = files.train_and_test(splits, source.path, source.split)
-        opened.append((rows, cache.make_encoder(rows, encoder, source.name, source.format)))
-    weights = None if sources[0].weight is None else [source.weight for source in sources]
+        opened.append((rows, cache.Encoder(rows, encoder, source.name, source.format)))
+    weights = [source.weight for source in sources if source.weight is not None] or None
     parts = load_evaluation(args, encoder)
-    counts = {"train": {}, "eval": _count(parts, args.max_bad_rows)}
+    counts: dict = {"train": {}, "eval": _count(parts, args.max_bad_rows)}
     evaluation = _join(parts)
+    counts |= {"train_comparisons": None, "eval_comparisons": len(evaluation)}
     distributed.log(
         f"{len(evaluation):,} comparisons to evaluate; whether their prompts train too is not "
         "known of a stream"
     )
-    counts |= {"train_comparisons": None, "eval_comparisons": len(evaluation)}
     return opened, weights, TrainingData(None, evaluation, None, _sizes(parts), None, counts)
 
 
@@ -108,30 +111,26 @@ def count_rows(table: datasets.Dataset, ties: bool = False) -> dict:
         table: as `load_source` gives it.
         ties: whether comparisons whose answers are all tied are kept.
     """
-    data = table.data
-    reasons = audit.count_values(data.column("dropped"))
-    usable = usable_reasons(ties)
-    kept = sum(reasons.pop(reason, 0) for reason in usable)
-    kept_rows = pc.is_in(data.column("dropped"), pa.array(usable))
-    columns = {tokenization.EMPTY: "empty_answers", tokenization.TOO_LONG: "long_answers"}
-    answers = {
-        reason: number
-        for reason, column in columns.items()
-        if (number := pc.sum(data.column(column).filter(kept_rows)).as_py())
-    }
-    if MALFORMED in reasons:
-        number = reasons.pop(MALFORMED)
-        reasons[f"{MALFORMED}, first: {_malformed(table, 1)[0]}"] = number
+    data, usable = table.data, usable_reasons(ties)
+    dropped = audit.count_values(data.column("dropped"))
+    for reason in usable:
+        del dropped[reason]
+    if number := dropped.pop(MALFORMED, 0):
+        dropped[f"{MALFORMED}, first: {_malformed(table, 1)[0]}"] = number
+    kept = is_dropped(table, *usable)
+    names = ("empty_answers", "long_answers", "cut")
+    empty, long, cut = (data.column(name).to_numpy()[kept] for name in names)
+    left_out = {EMPTY: int(empty.sum()), TOO_LONG: int(long.sum())}
     return {
         "comparisons": len(table),
-        "kept": kept,
-        "dropped": dict(reasons),
-        "dropped_answers": answers,
-        "truncated": pc.sum(pc.greater(data.column("cut").filter(kept_rows), 0)).as_py() or 0,
+        "kept": int(kept.sum()),
+        "dropped": dict(dropped),
+        "dropped_answers": {reason: number for reason, number in left_out.items() if number},
+        "truncated": int(np.count_nonzero(cut)),
     }
 
 
-def describe(path: str, count: dict) -> str:
+def _describe(path: str, count: dict) -> str:
     """One line on what was read from a source and what was dropped."""
     line = f"{path}: {count['comparisons']:,} comparisons, {count['kept']:,} kept"
     for reason, number in count["dropped"].items():
@@ -148,26 +147,23 @@ def _count(parts: list[Part], max_bad_rows: float, ties: bool = False) -> dict[s
     counts = {}
     for part in parts:
         counts[part.label] = count = count_rows(part.table, ties)
-        _check_malformed(part, max_bad_rows)
-        distributed.log(describe(part.label, count))
+        malformed = int(is_dropped(part.table, MALFORMED).sum())
+        if malformed > max_bad_rows * len(part.table):
+            raise InputError(
+                f"{part.label}: {malformed:,} of {len(part.table):,} rows malformed, "
+                f"--max_bad_rows lets {max_bad_rows:g} of them pass: "
+                f"{'; '.join(_malformed(part.table, SHOWN))}. Mend or remove them, or give a "
+                "higher --max_bad_rows"
+            )
+        distributed.log(_describe(part.label, count))
         if not count["kept"]:
-            raise InputError(f"no usable comparison in {describe(part.label, count)}")
+            raise InputError(f"no usable comparison in {_describe(part.label, count)}")
     return counts
-
-
-def _check_malformed(part: Part, limit: float) -> None:
-    number = pc.sum(pc.equal(part.table.data.column("dropped"), MALFORMED)).as_py() or 0
-    if number > limit * len(part.table):
-        raise InputError(
-            f"{part.label}: {number:,} of {len(part.table):,} rows malformed, --max_bad_rows lets "
-            f"{limit:g} of them pass: {'; '.join(_malformed(part.table, SHOWN))}. Mend or remove "
-            "them, or give a higher --max_bad_rows"
-        )
 
 
 def _malformed(table: datasets.Dataset, number: int) -> list[str]:
     """The first malformed rows, with what is wrong with each."""
-    rows = np.flatnonzero(pc.equal(table.data.column("dropped"), MALFORMED).to_numpy())[:number]
+    rows = np.flatnonzero(is_dropped(table, MALFORMED))[:number]
     return [f"row {row + 1}: {table[int(row)]['problem']}" for row in rows]
 
 
@@ -222,8 +218,8 @@ def _sizes(parts: list[Part]) -> dict[str, np.ndarray]:
 
 
 def _mixture(parts: list[Part]) -> Mixture | None:
-    weights = [part.source.weight for part in parts]
-    if weights[0] is None:
+    weights = [part.source.weight for part in parts if part.source.weight is not None]
+    if not weights:
         return None
     sizes = [int(part.taken.sum()) for part in parts]
     if 0 in sizes:
@@ -231,8 +227,7 @@ def _mixture(parts: list[Part]) -> Mixture | None:
             f"{parts[sizes.index(0)].label}: nothing of it is left to train, so it has no share; "
             "leave it out, or give another --deduplicate or --eval_fraction"
         )
-    rows = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    mixture = Mixture(tuple(rows), tuple(weights))
+    mixture = Mixture(np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1]), weights)
     for part, size, drawn in zip(parts, sizes, mixture.counts, strict=True):
         distributed.log(
             f"{part.label}: an epoch draws {drawn:,} of {size:,} comparisons, "
@@ -241,7 +236,7 @@ def _mixture(parts: list[Part]) -> Mixture | None:
     return mixture
 
 
-def _check_columns(args, parts: list[Part]) -> None:
+def _check_columns(args: Namespace, parts: list[Part]) -> None:
     """Say how many comparisons lack what a flag asks for.
 
     Raises:

@@ -2,13 +2,15 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, count, islice, repeat
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Protocol
 
 import numpy as np
 
 from utils import distributed
 from utils.arguments import InputError
-from utils.data.batching import Batch
+from utils.data.batching import Batch, Collate
 from utils.data.cache import Encoder
 from utils.data.files import RawRow, Rows
 from utils.data.sampling import Grouping, TrainingPlan
@@ -18,6 +20,13 @@ WINDOW = 8192  # rows that are shuffled together
 FEWEST = 1000  # rows from which on a share of malformed ones means something
 
 
+class Progress(Protocol):
+    """How far a run is; `position` counts the rows that were read."""
+
+    position: int
+
+
+@dataclass
 class TrainingStream:
     """The micro-batches of this rank, step after step.
 
@@ -28,33 +37,28 @@ class TrainingStream:
     Args:
         sources: the rows of each source, and what tokenises them.
         weights: of the sources; None: one follows the other.
-        group: makes a Grouping of tokenised comparisons.
+        group: makes a Grouping of columns of tokenised comparisons.
         collate: makes a batch of tokenised comparisons and weights.
         steps: number of steps until the end.
         seed: of the order.
-        progress: its `position` counts the rows that were read, and is kept up to date with each
-            step; a stream that starts there goes on as this one would.
+        progress: is kept up to date with each step; a stream that starts there goes on as this
+            one would.
         ties: whether comparisons whose answers are all tied train.
         max_bad_rows: share of the rows that may be malformed.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[tuple[Rows, Encoder]],
-        weights: Sequence[float] | None,
-        group: Callable[[dict], Grouping],
-        collate: Callable[[Sequence[dict], Sequence[float]], Batch],
-        steps: int,
-        seed: int,
-        progress,
-        ties: bool = False,
-        max_bad_rows: float = 0.001,
-    ):
-        self.sources, self.weights = sources, weights
-        self.group, self.collate = group, collate
-        self.steps, self.seed, self.progress = steps, seed, progress
-        self.usable = usable_reasons(ties)
-        self.max_bad_rows = max_bad_rows
+    sources: Sequence[tuple[Rows, Encoder]]
+    weights: Sequence[float] | None
+    group: Callable[[dict], Grouping]
+    collate: Collate
+    steps: int
+    seed: int
+    progress: Progress
+    ties: bool = False
+    max_bad_rows: float = 0.001
+
+    def __post_init__(self) -> None:
+        self.usable = usable_reasons(self.ties)
         self.counts: Counter[str] = Counter()  # of what became of the rows
 
     def __iter__(self) -> Iterator[Batch]:
@@ -75,7 +79,8 @@ class TrainingStream:
         """The comparisons of the next step."""
         empty = self.group({"tokens": [], "length": []})
         size = empty.batch_size * empty.accumulation * empty.world_size
-        chosen, read = [], 0
+        chosen: list[dict] = []
+        read = 0
         while len(chosen) < size:
             piece = list(islice(rows, size - len(chosen)))
             chosen += self._tokenize(piece)
@@ -103,8 +108,8 @@ class TrainingStream:
 
     def _ordered(self) -> Iterator[tuple[int, RawRow]]:
         """The number of its source and the row, from `progress.position` on, without end."""
-        tagged = [_Tagged(number, rows) for number, (rows, _) in enumerate(self.sources)]
-        streams = [_endless([t]) for t in tagged] if self.weights else [_endless(tagged)]
+        numbered = [(number, rows) for number, (rows, _) in enumerate(self.sources)]
+        streams = [_endless([one]) for one in numbered] if self.weights else [_endless(numbered)]
         shares = np.array(self.weights or [1.0])
         shares = shares / shares.sum()
 
@@ -125,15 +130,8 @@ class TrainingStream:
             offset = 0
 
 
-class _Tagged:
-    """Rows, each with the number of its source; can be read again and again."""
-
-    def __init__(self, number: int, rows: Rows):
-        self.number, self.rows = number, rows
-
-    def __iter__(self):
-        return ((self.number, row) for row in self.rows)
-
-
-def _endless(parts: Sequence[_Tagged]) -> Iterator[tuple[int, RawRow]]:
-    return chain.from_iterable(chain.from_iterable(repeat(parts)))
+def _endless(sources: Sequence[tuple[int, Rows]]) -> Iterator[tuple[int, RawRow]]:
+    """All rows of some sources, each with the number of its source, again and again."""
+    while True:
+        for number, rows in sources:
+            yield from ((number, row) for row in rows)

@@ -1,6 +1,6 @@
 """What in the audit of the data should worry people, with its threshold and what mends it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from utils.data.audit import Audit, Matches, SourceAudit
 from utils.data.tokenization import CUT_IDENTICAL, EMPTY, IDENTICAL, MALFORMED, TIED, TOO_LONG
+from utils.evaluation.tables import percent
 
 SHOWN = 5  # rows that a finding names
 FEW_PAIRS = 200
@@ -50,8 +51,11 @@ def find_findings(audit: Audit) -> list[Finding]:
 def _of_rows(audit: Audit, sources: Sequence[SourceAudit]) -> list[Finding]:
     """Of defects that no row should have."""
     repeats = audit.repeats
-    rows = [(source.path, source.dropped_rows.get(MALFORMED, ())) for source in sources]
-    malformed = [(path, int(row)) for path, some in rows for row in some[:SHOWN]]
+    malformed = [
+        (source.path, int(row))
+        for source in sources
+        for row in source.dropped_rows.get(MALFORMED, ())[:SHOWN]
+    ]
     number = sum(source.figures.dropped[MALFORMED] for source in sources)
     cases = [
         (
@@ -98,72 +102,66 @@ def _of_rows(audit: Audit, sources: Sequence[SourceAudit]) -> list[Finding]:
     ]
 
 
-def _of_shares(sources: Sequence[SourceAudit]) -> list[Finding]:
+def _of_shares(sources: Sequence[SourceAudit]) -> Iterator[Finding]:
     """Of defects that become a problem when a source has many of them."""
+
+    def dropped(*reasons: str) -> list[np.ndarray]:
+        none = np.zeros(0, dtype=np.int64)
+        rows = [[source.dropped_rows.get(one, none) for one in reasons] for source in sources]
+        return [np.sort(np.concatenate(some)) for some in rows]
+
     longer = "raise --max_seq_len"
     cases = [
         (
-            (CUT_IDENTICAL, True, 0.01, (CUT_IDENTICAL,)),
+            (CUT_IDENTICAL, True, 0.01, dropped(CUT_IDENTICAL)),
             "have answers that are identical once they are cut",
             f"{longer}, or give --overlength truncate_prompt",
         ),
-        (("too long", False, 0.1, (TOO_LONG,)), "are too long and left out", longer),
         (
-            ("tied or empty", False, 0.1, (TIED, EMPTY, IDENTICAL)),
+            ("too long", False, 0.1, dropped(TOO_LONG)),
+            "are left out because an answer alone is too long",
+            f"{longer}, or cut answers with --overlength truncate_end",
+        ),
+        (
+            ("tied or empty", False, 0.1, dropped(TIED, EMPTY, IDENTICAL)),
             "are left out because their answers are tied, empty or identical",
             "look at them in rows.jsonl (--audit_data); ties train with --tie_threshold",
         ),
+        (("cut", False, 0.1, [source.cut_rows for source in sources]), "are cut to fit", longer),
     ]
-    found = []
-    for (kind, serious, limit, reasons), what, mend in cases:
-        rows = [
-            np.sort(np.concatenate([[], *(source.dropped_rows.get(r, ()) for r in reasons)]))
-            for source in sources
+    for (kind, serious, limit, rows), what, mend in cases:
+        above = [
+            (source.path, some.tolist(), source.figures.rows)
+            for source, some in zip(sources, rows, strict=True)
+            if len(some) > limit * source.figures.rows
         ]
-        found += _share_finding(kind, serious, limit, what, mend, sources, rows)
-    rows = [source.cut_rows for source in sources]
-    return found + _share_finding("cut", False, 0.1, "are cut to fit", longer, sources, rows)
-
-
-def _share_finding(kind, serious, limit, what, mend, sources, rows) -> list[Finding]:
-    """At most one: `rows` has those of each source for which `what` is true."""
-    above = [
-        (source.path, some, source.figures.rows)
-        for source, some in zip(sources, rows, strict=True)
-        if len(some) > limit * source.figures.rows
-    ]
-    if not above:
-        return []
-    where = _join(
-        f"{path}: {len(some):,} of {of:,}, {_percent(len(some) / of)}, {_numbers(some)}"
-        for path, some, of in above
-    )
-    first = [(path, int(row)) for path, some, _ in above for row in some[:SHOWN]]
-    sentence = f"More than {100 * limit:.0f} % of the rows {what} ({where}): {mend}"
-    return [Finding(kind, serious, sentence, sum(len(some) for _, some, _ in above), first[:SHOWN])]
-
-
-def _longer_better(sources: Sequence[SourceAudit]) -> list[Finding]:
-    """A share that chance explains, whose interval includes 0.5, is no finding."""
-    found = []
-    for longer, word in ((True, "longer"), (False, "shorter")):
-        above = []
-        for source in sources:
-            one = source.figures.results()["longer_better"]
-            share, low = one["share"], one["low"]
-            if share is not None and not longer:
-                share, low = 1 - share, 1 - one["high"]
-            if share is not None and share > 0.7 and low > 0.5:
-                above.append((source.path, share, one["pairs"]))
         if above:
-            where = _join(f"{path}: {_percent(share)} of {of:,}" for path, share, of in above)
+            where = _join(
+                f"{path}: {len(some):,} of {of:,}, {percent(len(some) / of)}, {_numbers(some)}"
+                for path, some, of in above
+            )
+            sentence = f"More than {100 * limit:.0f} % of the rows {what} ({where}): {mend}"
+            first = [(path, row) for path, some, _ in above for row in some[:SHOWN]]
+            count = sum(len(some) for _, some, _ in above)
+            yield Finding(kind, serious, sentence, count, first[:SHOWN])
+
+
+def _longer_better(sources: Sequence[SourceAudit]) -> Iterator[Finding]:
+    """A share that chance explains, whose interval includes 0.5, is no finding."""
+    shares = [(source.path, source.figures.results()["longer_better"]) for source in sources]
+    shares = [(path, one) for path, one in shares if one["pairs"]]
+    longer = [(path, one["share"], one["low"], one["pairs"]) for path, one in shares]
+    shorter = [(path, 1 - one["share"], 1 - one["high"], one["pairs"]) for path, one in shares]
+    for word, cases in (("longer", longer), ("shorter", shorter)):
+        above = [(path, share, of) for path, share, low, of in cases if share > 0.7 and low > 0.5]
+        if above:
+            where = _join(f"{path}: {percent(share)} of {of:,}" for path, share, of in above)
             sentence = (
                 f"The {word} answer is the better one in more than 70 % of the pairs ({where}): "
                 "scores may follow length; look at the length table of rw_eval.py's report"
             )
             count = sum(of for *_, of in above)
-            found.append(Finding(f"{word} answers are better", False, sentence, count, []))
-    return found
+            yield Finding(f"{word} answers are better", False, sentence, count, [])
 
 
 def _first(matches: Matches) -> tuple[int, list[tuple[str, int]]]:
@@ -181,7 +179,7 @@ def _name_rows(rows: Sequence[tuple[str, int]], count: int) -> str:
 
 def _numbers(rows: Sequence[int]) -> str:
     """Such as: rows 3, 17, ..."""
-    text = ", ".join(str(int(row)) for row in rows[:SHOWN])
+    text = ", ".join(map(str, rows[:SHOWN]))
     return f"row{'s' if len(rows) > 1 else ''} {text}" + (", ..." if len(rows) > SHOWN else "")
 
 
@@ -190,7 +188,3 @@ def _join(sources: Iterable[str]) -> str:
     texts = list(sources)
     more = len(texts) - SHOWN
     return "; ".join(texts[:SHOWN]) + (f"; {more} more" if more > 0 else "")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -17,7 +17,6 @@ class Benchmark(NamedTuple):
     """A public benchmark.
 
     Attributes:
-        name: as --benchmark takes it.
         hub: its data set on the hub; None if only a loading script is there.
         split: which split of it.
         download: what to get and name in --data_path where the hub cannot be reached.
@@ -33,7 +32,6 @@ class Benchmark(NamedTuple):
             ties, the parts of the score of Ties; rm-bench adds difficulties, by section.
     """
 
-    name: str
     hub: str | None
     split: str | None
     download: str
@@ -42,14 +40,13 @@ class Benchmark(NamedTuple):
     files: str = "*"
 
 
-def _read_rewardbench(row, source) -> Comparison:
+def _read_rewardbench(row: dict, source: str) -> Comparison:
     """prompt, chosen, rejected, subset; the prior sets go by the name of their file."""
     file = re.sub(r"-\d+-of-\d+$", "", Path(source).name)
-    subset = file if file in PRIOR_SETS else _text(row, "subset")
-    return _comparison(row["prompt"], [row["chosen"]], [row["rejected"]], subset)
+    return _pair(row, file if file in PRIOR_SETS else _text(row, "subset"))
 
 
-def _read_rewardbench2(row, source) -> Comparison:
+def _read_rewardbench2(row: dict, source: str) -> Comparison:
     """prompt, chosen [1; more in Ties], rejected [3 or more], subset, id."""
     subset = _text(row, "subset")
     if subset == TIES and not re.fullmatch(r"(ref|tied):\d+", _text(row, "id")):
@@ -57,7 +54,7 @@ def _read_rewardbench2(row, source) -> Comparison:
     return _comparison(row["prompt"], _answers(row, "chosen"), _answers(row, "rejected"), subset)
 
 
-def _read_rm_bench(row, source) -> Comparison:
+def _read_rm_bench(row: dict, source: str) -> Comparison:
     """prompt, chosen [3], rejected [3], from plain to fancy; domain, or a file of each domain."""
     right, wrong = _answers(row, "chosen"), _answers(row, "rejected")
     if len(right) != STYLES or len(wrong) != STYLES:
@@ -67,31 +64,21 @@ def _read_rm_bench(row, source) -> Comparison:
     return _comparison(row["prompt"], right, wrong, subset)
 
 
-def _read_judgebench(row, source) -> Comparison:
+def _read_judgebench(row: dict, source: str) -> Comparison:
     """question, response_A, response_B, label, source; or prompt, chosen, rejected, subset."""
     if "question" not in row:
-        subset = _text(row, "subset")
-        return _comparison(row["prompt"], [row["chosen"]], [row["rejected"]], subset)
-    right, wrong = [row["response_A"]], [row["response_B"]]
-    if row["label"] not in ("A>B", "B>A"):
-        raise ValueError(f"label is {row['label']!r}; expected A>B or B>A")
-    if row["label"] == "B>A":
-        right, wrong = wrong, right
+        return _pair(row, _text(row, "subset"))
+    right, wrong = _judged(row, {"A>B": "response_A", "B>A": "response_B"})
     return _comparison(row["question"], right, wrong, _text(row, "source"))
 
 
-def _read_llmbar(row, source) -> Comparison:
+def _read_llmbar(row: dict, source: str) -> Comparison:
     """input, output_1, output_2, label, the folder is the subset; or as in RewardBench."""
     if "input" not in row:
-        subset = _llmbar_subset(_text(row, "subset"))
-        return _comparison(row["prompt"], [row["chosen"]], [row["rejected"]], subset)
+        return _pair(row, _llmbar_subset(_text(row, "subset")))
     if "evaluators" in Path(source).parts:
         raise ValueError("this is what an LLM answered, not the data set (evaluators/)")
-    right, wrong = [row["output_1"]], [row["output_2"]]
-    if row["label"] not in (1, 2):
-        raise ValueError(f"label is {row['label']!r}; expected 1 or 2")
-    if row["label"] == 2:
-        right, wrong = wrong, right
+    right, wrong = _judged(row, {1: "output_1", 2: "output_2"})
     return _comparison(row["input"], right, wrong, _llmbar_subset(row.get("subset") or source))
 
 
@@ -101,7 +88,20 @@ def _llmbar_subset(name: str) -> str:
     return next((subset for subset in LLMBAR if subset.split("-")[-1] in words), name)
 
 
-def _comparison(prompt, right: list, wrong: list, subset: str) -> Comparison:
+def _judged(row: dict, columns: dict) -> tuple[list, list]:
+    """The right and the wrong one of two answers: the label says whose column is right."""
+    labels = list(columns)
+    if row["label"] not in labels:
+        raise ValueError(f"label is {row['label']!r}; expected {labels[0]} or {labels[1]}")
+    first, second = ([row[column]] for column in columns.values())
+    return (first, second) if row["label"] == labels[0] else (second, first)
+
+
+def _pair(row: dict, subset: str) -> Comparison:
+    return _comparison(row["prompt"], [row["chosen"]], [row["rejected"]], subset)
+
+
+def _comparison(prompt: str | list, right: list, wrong: list, subset: str) -> Comparison:
     """Right answers first, rank 0. A prompt of text is one user message, as in RewardBench."""
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
@@ -109,61 +109,53 @@ def _comparison(prompt, right: list, wrong: list, subset: str) -> Comparison:
     return _read_ranked({"prompt": prompt, "responses": right + wrong, "ranks": ranks}, subset)
 
 
-def _text(row, column) -> str:
+def _text(row: dict, column: str) -> str:
     if not isinstance(row[column], str) or not row[column]:
         raise ValueError(f"{column} is {row[column]!r:.60}; expected text")
     return row[column]
 
 
-def _answers(row, column) -> list:
+def _answers(row: dict, column: str) -> list:
     if not isinstance(row[column], list) or not row[column]:
         raise ValueError(f"{column} is {row[column]!r:.60}; expected a list of answers")
     return row[column]
 
 
 BENCHMARKS = {
-    benchmark.name: benchmark
-    for benchmark in (
-        Benchmark(
-            name="rewardbench",
-            hub="allenai/reward-bench",
-            split="filtered",
-            download="data/filtered-00000-of-00001.parquet of the hub data set",
-            read=_read_rewardbench,
-            sections=scores.rewardbench,
-        ),
-        Benchmark(
-            name="rewardbench2",
-            hub="allenai/reward-bench-2",
-            split="test",
-            download="data/test-00000-of-00001.parquet of the hub data set",
-            read=_read_rewardbench2,
-            sections=scores.rewardbench2,
-        ),
-        Benchmark(
-            name="rm-bench",
-            hub="THU-KEG/RM-Bench",
-            split="train",
-            download="total_dataset.json of the hub data set",
-            read=_read_rm_bench,
-            sections=scores.rm_bench,
-        ),
-        Benchmark(
-            name="judgebench",
-            hub="ScalerLab/JudgeBench",
-            split="gpt",
-            download="data/gpt-00000-of-00001.jsonl of the hub data set, or data/claude-...",
-            read=_read_judgebench,
-            sections=scores.judgebench,
-        ),
-        Benchmark(
-            name="llmbar",
-            hub=None,
-            split=None,
-            download="the folder Dataset/LLMBar of https://github.com/princeton-nlp/LLMBar",
-            read=_read_llmbar,
-            sections=scores.llmbar,
-            files="dataset.json",  # others beside it hold what judges said
-        ),
-    )
+    "rewardbench": Benchmark(
+        hub="allenai/reward-bench",
+        split="filtered",
+        download="data/filtered-00000-of-00001.parquet of the hub data set",
+        read=_read_rewardbench,
+        sections=scores.rewardbench,
+    ),
+    "rewardbench2": Benchmark(
+        hub="allenai/reward-bench-2",
+        split="test",
+        download="data/test-00000-of-00001.parquet of the hub data set",
+        read=_read_rewardbench2,
+        sections=scores.rewardbench2,
+    ),
+    "rm-bench": Benchmark(
+        hub="THU-KEG/RM-Bench",
+        split="train",
+        download="total_dataset.json of the hub data set",
+        read=_read_rm_bench,
+        sections=scores.rm_bench,
+    ),
+    "judgebench": Benchmark(
+        hub="ScalerLab/JudgeBench",
+        split="gpt",
+        download="data/gpt-00000-of-00001.jsonl of the hub data set, or data/claude-...",
+        read=_read_judgebench,
+        sections=scores.judgebench,
+    ),
+    "llmbar": Benchmark(
+        hub=None,
+        split=None,
+        download="the folder Dataset/LLMBar of https://github.com/princeton-nlp/LLMBar",
+        read=_read_llmbar,
+        sections=scores.llmbar,
+        files="dataset.json",  # others beside it hold what judges said
+    ),
 }

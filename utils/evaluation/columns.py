@@ -132,16 +132,11 @@ def _as_keys(records: Sequence[dict], name: str) -> np.ndarray:
     return np.array([record[name] & 0xFFFFFFFFFFFFFFFF for record in records], dtype=np.uint64)
 
 
-def _find_pairs(counts, ranks, scores, copies) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs, and how well the scores order each comparison that has one.
-
-    Args:
-        counts: int64 [C], answers of each comparison.
-        ranks, scores, copies: of all answers, one after the other.
-
-    Returns:
-        int64 [3, P]: the comparison, the better answer, the worse one; and float64 [4, C], of
-        `_ranking`, NaN where there is no pair.
+def _find_pairs(
+    counts: np.ndarray, ranks: np.ndarray, scores: np.ndarray, copies: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs, int64 [3, P]: the comparison, the better answer, the worse one; and how well the
+    scores order each comparison that has one, float64 [4, C]: `_ranking`, NaN without a pair.
     """
     pairs = [np.empty((3, 0), dtype=np.int64)]
     ranking = np.full((4, len(counts)), np.nan)

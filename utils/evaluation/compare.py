@@ -15,10 +15,10 @@ from rich.text import Text
 
 from utils.arguments import InputError
 from utils.data.comparison import ranked_pairs
-from utils.evaluation.estimates import clustered_mean
+from utils.evaluation.estimates import clustered_interval
 from utils.evaluation.records import read_records
 from utils.evaluation.tables import (
-    TextTable,
+    Layout,
     figure,
     interval,
     markdown_code,
@@ -27,25 +27,38 @@ from utils.evaluation.tables import (
     write_whole,
 )
 
-# Whole numbers of a row: a key of its prompt, pairs that both judged, pairs that one or both could
-# not, twice the right pairs of each (a tie is 1 of 2), pairs of equal outcome, and the four cells.
-COUNTS = (
-    "prompt",
-    "pairs",
-    "left_out",
-    "twice_right_a",
-    "twice_right_b",
-    "agreed",
-    "both_right",
-    "only_a",
-    "only_b",
-    "neither_right",
-)
-CELLS = ((True, True), (True, False), (False, True), (False, False))
+COUNTS = 11  # of a row (_count)
 CAVEAT = (
     "The interval is clustered by prompt, so it accounts for pairs that share one. McNemar's p "
     "does not: with more than two answers to a prompt, or repeated prompts, it is too small. It "
     "takes tied scores as not right, where the accuracy counts them half."
+)
+LAYOUTS = (
+    Layout(
+        "Accuracy",
+        "Ties of scores count half.",
+        {
+            "pairs": lambda m: f"{m['pairs']:,}",
+            "A": lambda m: figure(m["accuracy_a"]),
+            "B": lambda m: figure(m["accuracy_b"]),
+            "B - A": lambda m: figure(m["difference"], "+.3f"),
+            "95 %\ninterval": lambda m: interval(m["difference_low"], m["difference_high"]),
+            "McNemar\np": lambda m: figure(m["mcnemar_p"], ".2g"),
+        },
+    ),
+    Layout(
+        "Pairs that are strictly right",
+        "Left out: pairs that one or both could not score, or whose answers are identical to "
+        "one. Agreement: share of pairs that both rank right, both wrong, or both tied.",
+        {
+            "both": lambda m: f"{m['both_right']:,}",
+            "only A": lambda m: f"{m['only_a']:,}",
+            "only B": lambda m: f"{m['only_b']:,}",
+            "neither": lambda m: f"{m['neither_right']:,}",
+            "left\nout": lambda m: f"{m['left_out']:,}",
+            "agreement": lambda m: figure(m["agreement"]),
+        },
+    ),
 )
 
 
@@ -53,11 +66,11 @@ def compare(folder_a: str | Path, folder_b: str | Path) -> dict:
     """Compare two models on the same rows, pair by pair.
 
     The difference of accuracies (B minus A, ties count half) has a 95 % interval over clusters, the
-    prompts (estimates.clustered_mean). McNemar's test (McNemar 1947, Psychometrika 12) is the exact
-    two-sided binomial one on the pairs that one model ranks strictly right and the other does not.
-    It takes pairs as independent, which those of one prompt are not; the interval does not.
+    prompts (estimates.clustered_interval). McNemar's test (McNemar 1947, Psychometrika 12) is the
+    exact two-sided binomial one on the pairs that one model ranks strictly right and the other does
+    not. It takes pairs as independent, which those of one prompt are not; the interval does not.
 
-    Both files are read in step. 80 bytes a row are kept in memory, twice that for several sources.
+    Both files are read in step. 88 bytes a row are kept in memory, twice that for several sources.
 
     Args:
         folder_a: --output_dir of one evaluation, with scores.jsonl.
@@ -85,7 +98,7 @@ def compare(folder_a: str | Path, folder_b: str | Path) -> dict:
     if not counts:
         raise InputError(f"{folder_a} and {folder_b}: scores.jsonl has no line")
     rows = {
-        source: np.frombuffer(counts[source], dtype=np.int64).reshape(-1, len(COUNTS))
+        source: np.frombuffer(counts[source], dtype=np.int64).reshape(-1, COUNTS)
         for source in sorted(counts)
     }
     if len(rows) > 1:
@@ -113,7 +126,9 @@ def _records(folder: str | Path) -> Iterator[dict]:
         ) from None
 
 
-def _check_same(number: int, a: dict | None, b: dict | None, folder_a, folder_b) -> None:
+def _check_same(
+    number: int, a: dict | None, b: dict | None, folder_a: str | Path, folder_b: str | Path
+) -> None:
     """Raise InputError unless line `number` is of the same row in both files."""
     advice = "--compare needs two evaluations of the same --data_path"
     if a is None or b is None:
@@ -122,9 +137,8 @@ def _check_same(number: int, a: dict | None, b: dict | None, folder_a, folder_b)
             f"{short}: scores.jsonl ends after {number - 1:,} lines, the one of {long} goes on: "
             f"{advice}; finish one that was cut with --resume"
         )
-    # Of a dropped row the ranks are not known.
-    names = ["index", "source"] + ["ranks"] * ("dropped" not in a and "dropped" not in b)
-    for name in names:
+    dropped = "dropped" in a or "dropped" in b  # then its ranks are not known
+    for name in ("index", "source") if dropped else ("index", "source", "ranks"):
         if a[name] != b[name]:
             raise InputError(
                 f"line {number:,} of scores.jsonl: {name} is {a[name]!r} in {folder_a} and "
@@ -140,31 +154,19 @@ def _pairs(record: dict) -> frozenset[tuple[int, int]]:
 
 @lru_cache(maxsize=2**16)  # most rows are like others
 def _pairs_of(ranks: tuple[int, ...], copies: tuple[int, ...]) -> frozenset[tuple[int, int]]:
-    if not ranks:
-        return frozenset()
     return frozenset(map(tuple, ranked_pairs(ranks, [[copy] for copy in copies]).tolist()))
 
 
 def _count(a: dict, b: dict) -> list[int]:
-    """COUNTS of a row."""
-    pairs_a, pairs_b = _pairs(a), _pairs(b)
-    if "dropped" in a or "dropped" in b:
-        # A dropped row has no ranks; if only one model dropped it, the other one knows them.
-        return [0, 0, len(pairs_a | pairs_b), *[0] * (len(COUNTS) - 3)]
-    judged = [
-        pair
-        for pair in pairs_a & pairs_b
-        if all(scores[i] is not None for scores in (a["scores"], b["scores"]) for i in pair)
-    ]
-    outcome_a, outcome_b = (
-        [_outcome(record["scores"][i], record["scores"][j]) for i, j in judged] for record in (a, b)
-    )
-    both = list(zip(outcome_a, outcome_b, strict=True))
-    cells = [sum((x == 2, y == 2) == cell for x, y in both) for cell in CELLS]
-    agreed = sum(x == y for x, y in both)
-    left_out = len(pairs_a | pairs_b) - len(judged)
-    prompt = a["prompt"] % 2**63  # in the range of int64
-    return [prompt, len(judged), left_out, sum(outcome_a), sum(outcome_b), agreed, *cells]
+    """Key of the prompt; pairs left out; judged pairs by the outcome of A, then of B (3 x 3)."""
+    pairs_a, pairs_b = _pairs(a), _pairs(b)  # none in a dropped row
+    outcomes = [0] * 9
+    for i, j in pairs_a & pairs_b:
+        ours, theirs = ((record["scores"][i], record["scores"][j]) for record in (a, b))
+        if None not in (*ours, *theirs):
+            outcomes[3 * _outcome(*ours) + _outcome(*theirs)] += 1
+    prompt = a.get("prompt", 0) % 2**63  # in the range of int64
+    return [prompt, len(pairs_a | pairs_b) - sum(outcomes), *outcomes]
 
 
 def _outcome(better: float, worse: float) -> int:
@@ -173,32 +175,35 @@ def _outcome(better: float, worse: float) -> int:
 
 
 def _summarize(rows: np.ndarray) -> dict:
-    """The figures of a group.
+    """The figures of a group; rows: int64 [R, 11], of `_count`."""
+    judged = rows[rows[:, 2:].any(axis=1)]
+    outcomes = judged[:, 2:].reshape(-1, 3, 3)
+    total, worth = outcomes.sum(axis=0), np.array([0, 0.5, 1])
+    pairs, only_a, only_b = int(total.sum()), int(total[2, :2].sum()), int(total[:2, 2].sum())
+    prompts, cluster = np.unique(judged[:, 0], return_inverse=True)
+    gains = np.bincount(cluster, (outcomes.sum(axis=1) - outcomes.sum(axis=2)) @ worth)
+    sizes = np.bincount(cluster, outcomes.sum(axis=(1, 2)))
+    low, high = clustered_interval(gains, sizes) if len(prompts) > 1 else (None, None)
+    p = scipy.stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
 
-    Args:
-        rows: int64 [R, 10], the columns of COUNTS.
-    """
-    total = dict(zip(COUNTS, rows.sum(axis=0).tolist(), strict=True))
-    pairs, discordant = total["pairs"], total["only_a"] + total["only_b"]
-    used = rows[rows[:, 1] > 0]
-    _, cluster = np.unique(used[:, 0], return_inverse=True)
-    gain = (used[:, 4] - used[:, 3]) / 2
-    difference, low, high = clustered_mean(
-        np.bincount(cluster, gain), np.bincount(cluster, used[:, 1])
-    )
-    p = scipy.stats.binomtest(total["only_a"], discordant).pvalue if discordant else 1.0
+    def share(number: float) -> float | None:
+        return float(number / pairs) if pairs else None
+
     return {
-        "prompts": int(cluster.max(initial=-1)) + 1,
+        "prompts": len(prompts),
         "pairs": pairs,
-        "left_out": total["left_out"],
-        "accuracy_a": total["twice_right_a"] / 2 / pairs if pairs else None,
-        "accuracy_b": total["twice_right_b"] / 2 / pairs if pairs else None,
-        "difference": difference,
+        "left_out": int(rows[:, 1].sum()),
+        "accuracy_a": share(total.sum(axis=1) @ worth),
+        "accuracy_b": share(total.sum(axis=0) @ worth),
+        "difference": share(gains.sum()),
         "difference_low": low,
         "difference_high": high,
-        **{name: total[name] for name in COUNTS[6:]},
+        "both_right": int(total[2, 2]),
+        "only_a": only_a,
+        "only_b": only_b,
+        "neither_right": int(total[:2, :2].sum()),
         "mcnemar_p": float(p) if pairs else None,
-        "agreement": total["agreed"] / pairs if pairs else None,
+        "agreement": share(np.trace(total)),
     }
 
 
@@ -208,7 +213,7 @@ def verdict(comparison: dict) -> str:
     The interval of the difference decides. Where it has no width, since the difference is the same
     for each prompt, McNemar's p must be below 0.05.
     """
-    result = list(comparison["results"].values())[-1]
+    *_, result = comparison["results"].values()
     if result["difference"] is None:
         return "No pair was judged by both models."
     low, high, p = result["difference_low"], result["difference_high"], result["mcnemar_p"]
@@ -225,8 +230,8 @@ def print_comparison(comparison: dict) -> None:
     for name in ("a", "b"):
         console.print(Text(f"{name.upper()}: {comparison[name]}"))
     console.print()
-    for table in _tables(comparison["results"]):
-        print_table(table)
+    for layout in LAYOUTS:
+        print_table(layout.fill(comparison["results"]))
     if comparison["dropped"]:
         console.print(Text(f"{comparison['dropped']:,} rows were dropped by one or both models"))
     console.print(Text(CAVEAT))
@@ -234,12 +239,7 @@ def print_comparison(comparison: dict) -> None:
 
 
 def write_comparison(folder: str | Path, comparison: dict) -> None:
-    """Write what `compare` returned as compare.json and compare.md.
-
-    Args:
-        folder: is made if it is missing.
-        comparison: of `compare`.
-    """
+    """Write what `compare` returned as compare.json and compare.md, into a new or old folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     parts = [
@@ -248,43 +248,8 @@ def write_comparison(folder: str | Path, comparison: dict) -> None:
         f"- Rows dropped by one or both: {comparison['dropped']:,}",
         f"**{verdict(comparison)}**",
         CAVEAT,
-        *map(markdown_table, _tables(comparison["results"])),
+        *(markdown_table(layout.fill(comparison["results"])) for layout in LAYOUTS),
     ]
     text = json.dumps(comparison, indent=2, allow_nan=False) + "\n"
     write_whole(folder / "compare.json", text)
     write_whole(folder / "compare.md", "\n\n".join(parts) + "\n")
-
-
-def _tables(results: dict[str, dict]) -> list[TextTable]:
-    accuracy = [
-        (
-            source,
-            f"{one['pairs']:,}",
-            figure(one["accuracy_a"]),
-            figure(one["accuracy_b"]),
-            figure(one["difference"], "+.3f"),
-            interval(one["difference_low"], one["difference_high"]),
-            figure(one["mcnemar_p"], ".2g"),
-        )
-        for source, one in results.items()
-    ]
-    cells = ("both_right", "only_a", "only_b", "neither_right", "left_out")
-    counts = [
-        (source, *(f"{one[cell]:,}" for cell in cells), figure(one["agreement"]))
-        for source, one in results.items()
-    ]
-    return [
-        TextTable(
-            "Accuracy",
-            "Ties of scores count half.",
-            ("source", "pairs", "A", "B", "B - A", "95 %\ninterval", "McNemar\np"),
-            accuracy,
-        ),
-        TextTable(
-            "Pairs that are strictly right",
-            "Left out: pairs that one or both could not score, or whose answers are identical to "
-            "one. Agreement: share of pairs that both rank right, both wrong, or both tied.",
-            ("source", "both", "only A", "only B", "neither", "left\nout", "agreement"),
-            counts,
-        ),
-    ]

@@ -3,7 +3,7 @@
 import numpy as np
 import scipy  # loads its parts when they are first used: training needs few of them
 
-from utils.evaluation.columns import mix
+from utils.data.columns import mix
 
 # Rows of a sample, and prompts that are told apart.
 SIZE = 2**16
@@ -20,7 +20,7 @@ class Sample:
         whole: whether no row was left out.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.whole = True
         self.largest = np.uint64(2**64 - 1)
         self.kept: list[tuple[np.ndarray, np.ndarray]] = []
@@ -62,7 +62,7 @@ class Clusters:
         whole: whether each prompt is a cluster of its own.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.whole = True
         self.keys = np.empty(0, dtype=np.uint64)
         self.totals = np.empty((0, 2))
@@ -112,7 +112,7 @@ class Clusters:
     def interval(self) -> tuple[float, float] | tuple[None, None]:
         """A 95 % interval of accuracy, right pairs / pairs; None for fewer than two prompts.
 
-        That of `clustered_mean`. Where all prompts have the same share of right pairs, it would
+        That of `clustered_interval`. Where all prompts have the same share of right pairs, it would
         have no width. There it is the Clopper-Pearson interval of a binomial share, with one trial
         a prompt.
         """
@@ -121,9 +121,9 @@ class Clusters:
         if count < 2:
             return None, None
         correct, pairs = self.totals.T
-        accuracy, low, high = clustered_mean(correct, pairs)
         if np.ptp(correct / pairs) == 0:
-            return _clopper_pearson(accuracy * count, count)
+            return _clopper_pearson(correct.sum() / pairs.sum() * count, count)
+        low, high = clustered_interval(correct, pairs)
         return max(low, 0.0), min(high, 1.0)
 
 
@@ -134,7 +134,7 @@ class Moments:
     large means cost no precision.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.count = 0
         self.origin = np.zeros(2)
         self.sums = np.zeros(2)
@@ -174,30 +174,22 @@ class Moments:
         return covariance
 
 
-def clustered_mean(sums: np.ndarray, sizes: np.ndarray) -> tuple[float | None, ...]:
-    """The mean over all members of clusters, and its 95 % interval.
+def clustered_interval(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """A 95 % interval of the mean over all members of clusters.
 
-    The interval comes from the variance of a ratio over clusters, as of cluster-robust standard
-    errors, with the factor G / (G - 1) and Student's t with G - 1 degrees of freedom for G
-    clusters.
+    It comes from the variance of a ratio over clusters, as of cluster-robust standard errors, with
+    the factor G / (G - 1) and Student's t with G - 1 degrees of freedom for G clusters.
 
     Args:
-        sums: float64 [G], of each cluster.
+        sums: float64 [G], of each cluster, at least two.
         sizes: float64 [G], members of each.
-
-    Returns:
-        Mean, low and high end; None without a cluster, the ends also with only one.
     """
     count, members = len(sums), sizes.sum()
-    if not count:
-        return None, None, None
     mean = sums.sum() / members
-    if count == 1:
-        return float(mean), None, None
     errors = sums - mean * sizes
     deviation = np.sqrt(count / (count - 1) * (errors @ errors)) / members
     reach = scipy.stats.t.ppf((1 + LEVEL) / 2, count - 1) * deviation
-    return float(mean), float(mean - reach), float(mean + reach)
+    return float(mean - reach), float(mean + reach)
 
 
 def best_temperature(margins: np.ndarray) -> float | None:

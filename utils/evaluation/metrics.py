@@ -1,7 +1,7 @@
 """What scores are worth: sums over batches for training, and all metrics of an evaluation."""
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,9 +15,10 @@ from utils.evaluation.estimates import Clusters, Moments, Sample, best_temperatu
 
 # What tables of an evaluation show of each source.
 SOURCE_METRICS = ("comparisons", "pairs", "accuracy", "loss", "margin")
-PAIR_SUMS = ("comparisons", "loss", "pairs", "correct", "ties", "margin", "better", "worse")
-ANSWER_SUMS = ("answers", "score", "score_squared")
-SUMS = PAIR_SUMS + ANSWER_SUMS
+SUMS = (
+    *("comparisons", "loss", "pairs", "correct", "ties", "margin", "better", "worse"),
+    *("answers", "score", "score_squared"),
+)
 
 CONFIDENCE_BINS = 10
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -38,10 +39,11 @@ def comparison_sums(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
         pairs; the others are sums over the pairs, the last three over the answers. Equal scores
         are half correct.
     """
-    owner = torch.arange(len(batch.pair_counts), device=scores.device)
-    owner = owner.repeat_interleave(batch.pair_counts)
+    scores = scores.double()
+    numbers = torch.arange(len(batch.pair_counts), device=scores.device)
+    owner = numbers.repeat_interleave(batch.pair_counts, output_size=len(batch.pairs))
     share = 1 / batch.pair_counts[owner].double()
-    better, worse = scores.double()[batch.pairs].unbind(dim=1)
+    better, worse = scores[batch.pairs].unbind(dim=1)
     ties = (better == worse).double()
     columns = [
         share,
@@ -54,22 +56,17 @@ def comparison_sums(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
         worse,
     ]
     counted = (batch.weight > 0)[:, None]
-    shape = len(batch.pair_counts), len(PAIR_SUMS)
-    pair_sums = torch.zeros(shape, dtype=torch.float64, device=scores.device)
-    pair_sums = pair_sums.index_add(0, owner, torch.stack(columns, dim=1) * counted)
-    return torch.cat(
-        [pair_sums, _answer_sums(scores, batch, pair_sums[:, SUMS.index("pairs")] > 0)], dim=1
-    )
+    pair_sums = _sum_by(owner, torch.stack(columns, dim=1) * counted, len(numbers))
+    has_pairs = pair_sums[:, SUMS.index("pairs"), None] > 0
+    owner = numbers.repeat_interleave(batch.answer_counts, output_size=len(scores))
+    answers = torch.stack([torch.ones_like(scores), scores, scores**2], dim=1)
+    answer_sums = _sum_by(owner, answers * has_pairs[owner], len(numbers))
+    return torch.cat([pair_sums, answer_sums], dim=1)
 
 
-def _answer_sums(scores: torch.Tensor, batch: Batch, counted: torch.Tensor) -> torch.Tensor:
-    """The columns of ANSWER_SUMS, over the answers of the comparisons that count (bool [C])."""
-    owner = torch.arange(len(counted), device=scores.device)
-    owner = owner.repeat_interleave(batch.answer_counts, output_size=len(scores))
-    scores = scores.double()
-    columns = torch.stack([torch.ones_like(scores), scores, scores**2], dim=1)
-    sums = columns.new_zeros(len(counted), len(ANSWER_SUMS))
-    return sums.index_add(0, owner, columns * counted[owner, None])
+def _sum_by(owner: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Sums [count, M] of the rows [N, M] that each has; owner: int64 [N]."""
+    return rows.new_zeros(count, rows.shape[1]).index_add(0, owner, rows)
 
 
 def summarize(sums: torch.Tensor) -> dict[str, float]:
@@ -188,77 +185,72 @@ class Tally:
 
     def __init__(self, label: str = "hard"):
         self.label = label
-        self.sums: Counter[str] = Counter()
+        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.counts: defaultdict[str, int] = defaultdict(int)
+        # Pairs and right ones by the gap in length; by confidence also the sum of that.
+        self.gap_bins = np.zeros((2, 2 * len(GAPS) + 3))
+        self.confidence_bins = np.zeros((3, CONFIDENCE_BINS))
         self.largest_count = 0
         self.clusters = Clusters()
         self.answers, self.pairs = Sample(), Sample()
         self.answer_moments, self.pair_moments = Moments(), Moments()
-        self.add(read_columns([]))  # every sum begins at 0
+        self.add(read_columns([]))  # every sample and sum begins empty
 
     def add(self, columns: Columns) -> None:
         """Count more comparisons; one without pairs adds only its scores."""
+        correct = (columns.margin > 0) + 0.5 * (columns.margin == 0)
+        right = np.bincount(columns.comparison, correct, minlength=len(columns.pairs))
+        counted = columns.pairs > 0
         self.largest_count = max(self.largest_count, columns.answers.max(initial=0))
+        self.clusters.add(columns.prompt[counted], right[counted], columns.pairs[counted])
         self.answers.add(columns.answer_key, columns.score)
         self.answer_moments.add(columns.score, columns.length)
         self.pairs.add(columns.pair_key, np.stack([columns.better, columns.worse], axis=1))
         self.pair_moments.add(columns.margin, columns.length_gap)
-        correct = (columns.margin > 0) + 0.5 * (columns.margin == 0)
-        self._add_comparisons(columns, correct)
-        self._add_pairs(columns, correct)
-        self._add_probabilities(columns, correct)
+        self._add_means(columns, correct)
+        self._add_bins(columns, correct)
 
-    def _add_comparisons(self, columns: Columns, correct: np.ndarray) -> None:
-        counted = columns.pairs > 0
-        correct = np.bincount(columns.comparison, correct, minlength=len(counted))
-        self.clusters.add(columns.prompt[counted], correct[counted], columns.pairs[counted])
-        ordered = ~np.isnan(columns.kendall_tau)
-        self.sums.update(
-            comparisons=np.count_nonzero(counted),
-            kendall_tau=columns.kendall_tau[ordered].sum(),
-            ordered=np.count_nonzero(ordered),
-            best_of_k=columns.best_of_k[counted].sum(),
-            best_of_k_chance=columns.best_of_k_chance[counted].sum(),
-            mrr=columns.mrr[counted].sum(),
-        )
-
-    def _add_pairs(self, columns: Columns, correct: np.ndarray) -> None:
-        step = 1 + np.searchsorted(GAPS, np.abs(columns.length_gap))
-        gap_bin = len(GAPS) + 1 + np.sign(columns.length_gap).astype(np.int64) * step
-        bins = 2 * len(GAPS) + 3
-        share = 1 / columns.pairs[columns.comparison]
-        self.sums.update(
-            pairs=len(correct),
-            ties=np.count_nonzero(columns.margin == 0),
-            correct=correct.sum(),
-            loss=(share * _log_loss(columns.margin)).sum(),
-            better=columns.better.sum(),
-            worse=columns.worse.sum(),
-            gap_pairs=np.bincount(gap_bin, minlength=bins),
-            gap_correct=np.bincount(gap_bin, correct, minlength=bins),
-        )
-
-    def _add_probabilities(self, columns: Columns, correct: np.ndarray) -> None:
-        """Sums for Brier score, calibration and the loss against votes."""
-        margin = columns.margin
+    def _add_means(self, columns: Columns, correct: np.ndarray) -> None:
+        """Sums and counts of what has a mean over comparisons or pairs; NaN is left out."""
+        margin, counted = columns.margin, columns.pairs > 0
+        losses = np.bincount(columns.comparison, _log_loss(margin), len(counted))
         voted = ~np.isnan(columns.votes) & (self.label == "soft")
         target = np.where(voted, columns.votes, 1.0)
         soft_loss = target * _log_loss(margin) + (1 - target) * _log_loss(-margin)
-        confidence = scipy.special.expit(np.abs(margin))
+        values = {
+            "loss": losses[counted] / columns.pairs[counted],
+            "accuracy": correct,
+            "ties": margin == 0,
+            "better_score": columns.better,
+            "worse_score": columns.worse,
+            "kendall_tau": columns.kendall_tau,
+            "best_of_k": columns.best_of_k,
+            "best_of_k_chance": columns.best_of_k_chance,
+            "mrr": columns.mrr,
+            "brier": (scipy.special.expit(margin) - target) ** 2,
+            "soft_loss": soft_loss[voted],
+        }
+        for name, column in values.items():
+            self.sums[name] += float(np.nansum(column))
+            self.counts[name] += int(np.count_nonzero(~np.isnan(column)))
+
+    def _add_bins(self, columns: Columns, correct: np.ndarray) -> None:
+        step = 1 + np.searchsorted(GAPS, np.abs(columns.length_gap))
+        place = len(GAPS) + 1 + np.sign(columns.length_gap).astype(np.int64) * step
+        count = self.gap_bins.shape[1]
+        self.gap_bins += [np.bincount(place, sums, count) for sums in (None, correct)]
+
+        confidence = scipy.special.expit(np.abs(columns.margin))
         place = (2 * CONFIDENCE_BINS * (confidence - 0.5)).astype(np.int64)
         place = np.minimum(place, CONFIDENCE_BINS - 1)
-        self.sums.update(
-            brier=((scipy.special.expit(margin) - target) ** 2).sum(),
-            soft_loss=soft_loss[voted].sum(),
-            voted=np.count_nonzero(voted),
-            confidence_pairs=np.bincount(place, minlength=CONFIDENCE_BINS),
-            confidence=np.bincount(place, confidence, minlength=CONFIDENCE_BINS),
-            confidence_correct=np.bincount(place, correct, minlength=CONFIDENCE_BINS),
-        )
+        self.confidence_bins += [
+            np.bincount(place, sums, CONFIDENCE_BINS) for sums in (None, correct, confidence)
+        ]
 
     def results(self) -> dict:
         """All metrics of the list above, ready for JSON; a figure that does not exist is None."""
-        sums = self.sums
-        comparisons, pairs = int(sums["comparisons"]), int(sums["pairs"])
+        mean = {name: _ratio(self.sums[name], self.counts[name]) for name in self.sums}
+        comparisons, pairs = self.counts["loss"], self.counts["accuracy"]
         low, high = self.clusters.interval()
         better, worse = self.pairs.rows().T
         bins = self._calibration_bins()
@@ -268,22 +260,22 @@ class Tally:
             "prompts": self.clusters.prompts(),
             "pairs": pairs,
             "answers": int(self.largest_count),
-            "accuracy": _ratio(sums["correct"], pairs),
+            "accuracy": mean["accuracy"],
             "accuracy_low": low,
             "accuracy_high": high,
-            "ties": int(sums["ties"]),
-            "loss": _ratio(sums["loss"], comparisons),
+            "ties": int(self.sums["ties"]),
+            "loss": mean["loss"],
             "margin": self.pair_moments.mean(),
-            "better_score": _ratio(sums["better"], pairs),
-            "worse_score": _ratio(sums["worse"], pairs),
-            "kendall_tau": _ratio(sums["kendall_tau"], sums["ordered"]),
-            "best_of_k": _ratio(sums["best_of_k"], comparisons),
-            "best_of_k_chance": _ratio(sums["best_of_k_chance"], comparisons),
-            "mrr": _ratio(sums["mrr"], comparisons),
-            "brier": _ratio(sums["brier"], pairs),
+            "better_score": mean["better_score"],
+            "worse_score": mean["worse_score"],
+            "kendall_tau": mean["kendall_tau"],
+            "best_of_k": mean["best_of_k"],
+            "best_of_k_chance": mean["best_of_k_chance"],
+            "mrr": mean["mrr"],
+            "brier": mean["brier"],
             "ece": _ratio(off, pairs),
             "temperature": best_temperature(better - worse),
-            "soft_loss": _ratio(sums["soft_loss"], sums["voted"]),
+            "soft_loss": mean["soft_loss"],
             "score_mean": self.answer_moments.mean(),
             "score_std": self.answer_moments.std(),
             "score_percentiles": self._percentiles(),
@@ -295,27 +287,24 @@ class Tally:
         }
 
     def _calibration_bins(self) -> list[dict]:
-        names = ("confidence", "confidence_correct", "confidence_pairs")
-        rows = zip(*(self.sums[name].tolist() for name in names), strict=True)
         return [
-            {"confidence": confidence / pairs, "accuracy": correct / pairs, "pairs": pairs}
-            for confidence, correct, pairs in rows
+            {"confidence": confidence / pairs, "accuracy": correct / pairs, "pairs": int(pairs)}
+            for pairs, correct, confidence in self.confidence_bins.T.tolist()
             if pairs
         ]
 
     def _length_gap_bins(self) -> list[dict]:
         edges = [None, *(-GAPS[::-1]).tolist(), 0, 0, *GAPS.tolist(), None]
-        names = ("gap_correct", "gap_pairs")
-        correct, pairs = (self.sums[name].tolist() for name in names)
+        bins = zip(edges[:-1], edges[1:], *self.gap_bins.tolist(), strict=True)
         return [
-            {"low": low, "high": high, "accuracy": right / number, "pairs": number}
-            for low, high, right, number in zip(edges, edges[1:], correct, pairs, strict=False)
-            if number
+            {"low": low, "high": high, "accuracy": correct / pairs, "pairs": int(pairs)}
+            for low, high, pairs, correct in bins
+            if pairs
         ]
 
     def _length(self) -> dict:
         middle = len(GAPS) + 1
-        pairs, correct = self.sums["gap_pairs"], self.sums["gap_correct"]
+        pairs, correct = self.gap_bins
         longer, shorter = int(pairs[middle + 1 :].sum()), int(pairs[:middle].sum())
         longer_correct, shorter_correct = correct[middle + 1 :].sum(), correct[:middle].sum()
         longer_scored_higher = longer_correct + shorter - shorter_correct
@@ -331,10 +320,10 @@ class Tally:
         }
 
     def _percentiles(self) -> dict[str, float | None]:
-        if not self.answer_moments.count:
-            return dict.fromkeys(map(str, PERCENTILES))
-        values = np.percentile(self.answers.rows(), PERCENTILES).tolist()
-        return dict(zip(map(str, PERCENTILES), values, strict=True))
+        names, scores = map(str, PERCENTILES), self.answers.rows()
+        if not len(scores):
+            return dict.fromkeys(names)
+        return dict(zip(names, np.percentile(scores, PERCENTILES).tolist(), strict=True))
 
 
 def _log_loss(margin: np.ndarray) -> np.ndarray:

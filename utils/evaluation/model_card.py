@@ -2,22 +2,25 @@
 
 import json
 import os
-from collections.abc import Iterable
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
 from string import Template
 
 from huggingface_hub import ModelCardData
 
+from utils.evaluation.tables import figure, markdown_grid
+
 METRICS = (
-    ("comparisons", "comparisons", "{:,}"),
-    ("pairs", "pairs (better, worse)", "{:,}"),
-    ("accuracy", "accuracy (ties count half)", "{:.4f}"),
-    ("ties", "ties", "{:,}"),
-    ("loss", "loss (nats a comparison)", "{:.4f}"),
-    ("margin", "margin, mean", "{:.3f}"),
-    ("better_score", "score of better answers, mean", "{:.3f}"),
-    ("worse_score", "score of worse answers, mean", "{:.3f}"),
-    ("score_mean", "score of all answers, mean", "{:.3f}"),
-    ("score_std", "score of all answers, standard deviation", "{:.3f}"),
+    ("comparisons", "comparisons", ","),
+    ("pairs", "pairs (better, worse)", ","),
+    ("accuracy", "accuracy (ties count half)", ".4f"),
+    ("ties", "ties", ","),
+    ("loss", "loss (nats a comparison)", ".4f"),
+    ("margin", "margin, mean", ".3f"),
+    ("better_score", "score of better answers, mean", ".3f"),
+    ("worse_score", "score of worse answers, mean", ".3f"),
+    ("score_mean", "score of all answers, mean", ".3f"),
+    ("score_std", "score of all answers, standard deviation", ".3f"),
 )
 
 ARGUMENTS = (
@@ -112,7 +115,18 @@ the end token only if it is one of its own: `--add_eot_token` in training and in
 Transformers and TRL cannot load the folder: `main.py --save_format hf` writes one for them."""
 
 
-def model_card(args, settings: dict, counts: dict, result: dict, checks: Iterable) -> str:
+# Where the score is read, by --score_position.
+ALONE = "(Transformers' own forward reads the end token: score with `rw_eval.py`)"
+POSITIONS = {
+    "end": "the end token",
+    "first_pad": f"one padding token after the end token {ALONE}",
+    "mean": f"all tokens of the answer, as the mean of their values {ALONE}",
+}
+
+
+def model_card(
+    args: Namespace, settings: dict, counts: dict, result: dict, checks: Iterable
+) -> str:
     """The README.md of a saved reward model.
 
     Args:
@@ -122,22 +136,22 @@ def model_card(args, settings: dict, counts: dict, result: dict, checks: Iterabl
         result: of the evaluation when it was saved (metrics.summarize).
         checks: of the saved model (checks.Check).
     """
-    is_plain = args.save_format == "hf"
-    use = TRANSFORMERS.substitute(end_token=repr(settings["end_token"]))
-    figures = [(title, _figure(result[name], form)) for name, title, form in METRICS]
+    metrics = [(title, figure(result[name], form)) for name, title, form in METRICS]
     return CARD.substitute(
         front_matter=_front_matter(args),
         base=args.model_name_or_path,
         comparisons=f"{counts['train_comparisons'] or counts['comparisons_per_epoch']:,}",
-        use=use if is_plain else DEEPSPEED_CHAT,
-        position=_position(settings["score_position"]),
+        use=TRANSFORMERS.substitute(end_token=repr(settings["end_token"]))
+        if args.save_format == "hf"
+        else DEEPSPEED_CHAT,
+        position=POSITIONS[settings["score_position"]],
         prompt="rendered as one user message"
         if settings["apply_chat_template"]
         else "taken as it stands",
-        metrics=_table(("metric", "value"), figures),
+        metrics=_table(("metric", "value"), metrics),
         checks=_table(
             ("check", "found", "result"),
-            [(check.name, check.finding, "ok" if check.passed else "FAILED") for check in checks],
+            ((check.name, check.finding, "ok" if check.passed else "FAILED") for check in checks),
         ),
         data=_table(("data", "use", "read", "kept", "dropped"), _data_rows(counts)),
         held_out=f"{counts['eval_comparisons']:,}",
@@ -148,7 +162,7 @@ def model_card(args, settings: dict, counts: dict, result: dict, checks: Iterabl
     )
 
 
-def _front_matter(args) -> str:
+def _front_matter(args: Namespace) -> str:
     # Only what is on the hub may be named there.
     base = None if os.path.exists(args.model_name_or_path) else args.model_name_or_path
     paths = args.data_path + (args.eval_data_path or [])
@@ -161,16 +175,7 @@ def _front_matter(args) -> str:
     ).to_yaml()
 
 
-def _position(score_position: str) -> str:
-    alone = "(Transformers' own forward reads the end token: score with `rw_eval.py`)"
-    return {
-        "end": "the end token",
-        "first_pad": f"one padding token after the end token {alone}",
-        "mean": f"all tokens of the answer, as the mean of their values {alone}",
-    }[score_position]
-
-
-def _data_rows(counts: dict):
+def _data_rows(counts: dict) -> Iterator[tuple[str, ...]]:
     for use in ("train", "eval"):
         for path, count in counts[use].items():
             dropped = [f"{reason}: {number:,}" for reason, number in count["dropped"].items()]
@@ -178,10 +183,5 @@ def _data_rows(counts: dict):
             yield f"`{path}`", use, *numbers, ", ".join(dropped) or "none"
 
 
-def _figure(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
-
-
-def _table(header, rows) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return markdown_grid([header, ["---"] * len(header), *rows])

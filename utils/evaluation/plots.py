@@ -1,115 +1,163 @@
-"""Pictures of an evaluation: scores, calibration, length, sources. They read well in grey print."""
+"""Pictures: the style that all of them have, and those of an evaluation."""
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from utils.evaluation.tables import shorten
+from utils.evaluation.tables import shorten, whole_file
 
-LIGHT, DARK, ACCENT = "#9ecae1", "#08519c", "#d94801"
+if TYPE_CHECKING:  # loading Matplotlib takes long
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+# Of Okabe and Ito's colours, which the colour-blind tell apart (jfly.uni-koeln.de/color): sky blue,
+# in a lighter tint, blue and vermilion. Dashes, markers and hatches tell the same without colour.
+LIGHT, DARK, ACCENT = "#9AD2F2", "#0072B2", "#D55E00"
+DASHED: dict[str, Any] = {"color": ACCENT, "linewidth": 3, "linestyle": (0, (3, 1))}
+REFERENCE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.5}
+SMALL = 12.5  # points of numbers beside marks
+FONT = "DejaVu Sans"  # comes with Matplotlib
+WIDTH = 9.0  # inches
+# Still read at half the size.
+STYLE: dict[str, Any] = {
+    "figure.dpi": 120,
+    "savefig.dpi": "figure",
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.1,
+    "font.family": FONT,
+    "font.size": 14,
+    "xtick.labelsize": 13,
+    "ytick.labelsize": 13,
+    "legend.frameon": False,
+    "legend.handlelength": 2.7,
+    "lines.linewidth": 2.5,
+    "lines.markersize": 8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "0.9",
+    "text.parse_math": False,  # names are data: a dollar sign starts no formula
+}
+CURVE_ABOVE_COUNTS: dict[str, Any] = {"sharex": True, "height_ratios": (3, 1)}
 MOST_SOURCES = 40
+FEW_PAIRS = 10  # the accuracy of fewer is mostly chance
+
+
+@contextmanager
+def picture(path: Path, height: float = 5.5) -> Iterator["Figure"]:
+    """A figure to draw on, WIDTH wide, in the style of all pictures; then it is saved.
+
+    Args:
+        path: of a PNG file, which is whole at any moment.
+        height: in inches.
+    """
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    with style.context(STYLE):
+        figure = Figure(figsize=(WIDTH, height))
+        yield figure
+        with whole_file(path) as partial:
+            figure.savefig(partial, format="png")
 
 
 def draw_pictures(results: dict[str, dict], folder: str | Path) -> list[Path]:
-    """Draw what there is to draw as PNG files; each file is whole at any moment.
-
-    A picture of an earlier evaluation for which there is nothing to draw now is removed.
+    """Draw what there is to draw (`save_pictures`).
 
     Args:
         results: metrics by group, in this order; of the last one, which stands for all, are
             scores.png, calibration.png and length.png.
         folder: an existing one.
-
-    Returns:
-        The files that were written.
     """
     metrics = list(results.values())[-1]
-    judged = {name: group for name, group in results.items() if group["accuracy"] is not None}
-    parts = {
-        "scores.png": (_draw_scores, metrics["histogram"] if metrics["pairs"] else None),
-        "calibration.png": (_draw_calibration, metrics["calibration_bins"]),
-        "length.png": (_draw_length, metrics["length_gap_bins"]),
-        "sources.png": (_draw_sources, judged),
-    }
-    return save_pictures(parts, folder)
+    judged = any(group["accuracy"] is not None for group in results.values())
+    return save_pictures(
+        {
+            "scores.png": (_draw_scores, metrics["histogram"] if metrics["pairs"] else None),
+            "calibration.png": (_draw_calibration, metrics["calibration_bins"]),
+            "length.png": (_draw_length, metrics["length_gap_bins"]),
+            "sources.png": (_draw_sources, results if judged else None),
+        },
+        folder,
+    )
 
 
-def save_pictures(parts: dict[str, tuple[Callable, object]], folder: str | Path) -> list[Path]:
-    """Draw PNG files; each file is whole at any moment, and one without data is removed.
+def save_pictures(
+    parts: dict[str, tuple[Callable[["Figure", Any], None], Any]], folder: str | Path
+) -> list[Path]:
+    """Draw PNG files; each is whole at any moment, and an old one without data now is removed.
 
     Args:
-        parts: name of the file -> what draws on a Matplotlib figure, and the data that it gets.
+        parts: name of the file -> what draws on a figure, and the data that it gets.
         folder: an existing one.
 
     Returns:
         The files that were written.
     """
-    from matplotlib.figure import Figure
-
     written = []
     for name, (draw, data) in parts.items():
         path = Path(folder) / name
         if not data:
             path.unlink(missing_ok=True)
             continue
-        figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-        draw(figure, data)
-        partial = path.with_name(f"{name}.partial")
-        figure.savefig(partial, format="png")
-        os.replace(partial, path)
+        with picture(path) as figure:
+            draw(figure, data)
         written.append(path)
     return written
 
 
-def _draw_scores(figure, histogram: dict) -> None:
+def legend_above(axes: "Axes") -> None:
+    """A legend above the axes, where it hides nothing."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
+
+
+def _draw_scores(figure: "Figure", histogram: dict) -> None:
     axes = figure.subplots()
-    edges = histogram["edges"]
-    axes.stairs(histogram["better"], edges, fill=True, color=LIGHT, label="better answers")
-    axes.stairs(histogram["better"], edges, color=DARK, linewidth=1)
-    axes.stairs(
-        histogram["worse"],
-        edges,
-        color=ACCENT,
-        linewidth=2.5,
-        linestyle=(0, (3, 1)),
-        label="worse answers",
-    )
+    draw_histogram(axes, histogram["better"], histogram["edges"], "better answers")
+    axes.stairs(histogram["worse"], histogram["edges"], label="worse answers", **DASHED)
     axes.set(xlabel="score", ylabel="pairs")
     axes.set_ylim(0, 1.05 * max(*histogram["better"], *histogram["worse"]))
-    finish_axes(axes, legend=True)
+    legend_above(axes)
 
 
-def _draw_calibration(figure, bins: list[dict]) -> None:
-    axes, below = two_panels(figure)
-    confidence = [one["confidence"] for one in bins]
-    axes.plot([0.5, 1], [0.5, 1], color="0.4", linestyle="--", label="calibrated")
+def draw_histogram(axes: "Axes", counts: "ArrayLike", edges: "ArrayLike", label: str = "") -> None:
+    """Filled bars with an outline: counts [n] between edges [n + 1]."""
+    axes.stairs(counts, edges, fill=True, color=LIGHT, label=label)
+    axes.stairs(counts, edges, color=DARK, linewidth=1.5)
+
+
+def _draw_calibration(figure: "Figure", bins: list[dict]) -> None:
+    axes, below = figure.subplots(2, 1, **CURVE_ABOVE_COUNTS)
+    axes.plot([0.5, 1], [0.5, 1], label="calibrated", **REFERENCE)
+    judged = [one for one in bins if one["pairs"] >= FEW_PAIRS]
+    points = [one["confidence"] for one in judged], [one["accuracy"] for one in judged]
     axes.plot(
-        confidence, [one["accuracy"] for one in bins], color=DARK, marker="o", label="the model"
+        *points, color=DARK, marker="o", label=f"the model, bins of {FEW_PAIRS} pairs or more"
     )
-    axes.set(ylabel="accuracy (share of pairs)", xlim=(0.49, 1.01), ylim=(-0.03, 1.06))
-    finish_axes(axes, legend=True)
+    axes.set(ylabel="accuracy\n(share of pairs)", xlim=(0.49, 1.01), ylim=(-0.03, 1.06))
+    legend_above(axes)
     # Bins are 0.05 wide; a mean confidence of 1 belongs to the last one.
-    places = [0.525 + 0.05 * min(int((value - 0.5) / 0.05), 9) for value in confidence]
+    places = [0.525 + 0.05 * min(int((one["confidence"] - 0.5) / 0.05), 9) for one in bins]
     draw_counts(below, places, [one["pairs"] for one in bins], width=0.045)
     below.set(xlabel="confidence, sigmoid(|margin|)")
 
 
-def _draw_length(figure, bins: list[dict]) -> None:
-    axes, below = two_panels(figure)
-    places = range(len(bins))
-    axes.axhline(0.5, color="0.4", linestyle="--", label="guessing")
-    axes.plot(places, [one["accuracy"] for one in bins], color=DARK, marker="o", label="the model")
-    axes.set(ylabel="accuracy (share of pairs)", ylim=(-0.03, 1.06))
-    axes.set_xlim(-0.6, len(bins) - 0.4)
-    finish_axes(axes, legend=True)
-    draw_counts(below, places, [one["pairs"] for one in bins], width=0.9)
-    below.set_xticks(places, [_gap_name(one["low"], one["high"]) for one in bins])
-    below.set(xlabel="length of the better minus the worse answer (tokens)")
+def _draw_length(figure: "Figure", bins: list[dict]) -> None:
+    names = [gap_name(one["low"], one["high"]) for one in bins]
+    axes, below = draw_bins(figure, bins, "accuracy", names, "the model", "guessing")
+    axes.set_ylabel("accuracy\n(share of pairs)")
+    below.set_xlabel("length of the better minus the worse answer (tokens)")
 
 
-def _gap_name(low: int | None, high: int | None) -> str:
-    """Of a bin whose edge nearer to 0 is outside (metrics.Tally.results)."""
+def gap_name(low: int | None, high: int | None) -> str:
+    """The tokens that a bin of differences holds; of its two edges the one nearer to 0 is outside.
+
+    None: the bin has no edge there.
+    """
     if low is None:
         return f"below\n{high}"
     if high is None:
@@ -119,17 +167,30 @@ def _gap_name(low: int | None, high: int | None) -> str:
     return f"{low + 1}\nto {high}" if low >= 0 else f"{low}\nto {high - 1}"
 
 
-def two_panels(figure):
-    """A panel for a curve and a low one for the counts under it, with one horizontal axis."""
-    return figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+def draw_bins(
+    figure: "Figure", bins: list[dict], key: str, names: list[str], curve: str, half: str
+) -> "tuple[Axes, Axes]":
+    """Two panels: the share of each bin that stands under `key`, and its pairs.
+
+    The legend calls the shares `curve`, and a share of 0.5 `half`.
+    """
+    axes, below = figure.subplots(2, 1, **CURVE_ABOVE_COUNTS)
+    places = range(len(bins))
+    axes.axhline(0.5, label=half, **REFERENCE)
+    axes.plot(places, [one[key] for one in bins], color=DARK, marker="o", label=curve)
+    axes.set(ylim=(-0.03, 1.06), xlim=(-0.6, len(bins) - 0.4))
+    legend_above(axes)
+    draw_counts(below, places, [one["pairs"] for one in bins], width=0.9)
+    below.set_xticks(places, names)
+    return axes, below
 
 
-def draw_counts(axes, places, counts: list[int], width: float) -> None:
+def draw_counts(axes: "Axes", places: Sequence[float], counts: list[int], width: float) -> None:
     """Bars with their numbers of pairs."""
     bars = axes.bar(places, counts, width=width, color=LIGHT, edgecolor=DARK)
-    axes.bar_label(bars, [_short(count) for count in counts], padding=2, fontsize=9)
-    axes.set(ylabel="pairs", ylim=(0, 1.4 * max(counts)), yticks=())
-    finish_axes(axes)
+    axes.bar_label(bars, [_short(count) for count in counts], padding=2, fontsize=SMALL)
+    axes.set(ylabel="pairs", ylim=(0, 1.5 * max(counts)), yticks=())
+    axes.grid(visible=False)
 
 
 def _short(count: int) -> str:
@@ -139,59 +200,46 @@ def _short(count: int) -> str:
     return f"{count / 1e3:.0f}k" if count < 999_500 else f"{count / 1e6:.3g}M"
 
 
-def _draw_sources(figure, results: dict[str, dict]) -> None:
+def _draw_sources(figure: "Figure", results: dict[str, dict]) -> None:
     """Bars from the top down; "all" is hatched."""
-    shown = sorted(results, key=lambda name: results[name]["pairs"])[-MOST_SOURCES:]
-    names = [name for name in results if name in shown]
-    labels = list(shorten(names, 36).values())
-    longest = max(map(len, labels))
-    figure.set_size_inches(7 + 0.08 * max(0, longest - 36), 1.4 + 0.26 * len(names))
+    judged = [name for name, one in results.items() if one["accuracy"] is not None]
+    shown = set(sorted(judged, key=lambda name: results[name]["pairs"])[-MOST_SOURCES:])
+    labels = [label for name, label in _source_labels(results).items() if name in shown]
+    bars = [(name, one) for name, one in results.items() if name in shown]
+    figure.set_figheight(1.6 + 0.34 * len(bars))
     axes = figure.subplots()
-    for place, name in enumerate(names):
-        one = results[name]
-        whole = len(names) > 1 and name == "all"
-        axes.barh(
-            place,
-            one["accuracy"],
-            0.7,
-            color="white" if whole else LIGHT,
-            edgecolor=DARK,
-            hatch="///" if whole else None,
-        )
+    for place, (name, one) in enumerate(bars):
+        (bar,) = axes.barh(place, one["accuracy"], 0.7, color=LIGHT, edgecolor=DARK)
+        if len(bars) > 1 and name == "all":
+            bar.set(facecolor="white", hatch="///")
         if one["accuracy_low"] is not None:
-            axes.plot(
-                [one["accuracy_low"], one["accuracy_high"]],
-                [place] * 2,
-                color="black",
-                marker="|",
-                markersize=7,
-                linewidth=1.5,
-            )
-        axes.annotate(
-            f"{one['accuracy']:.3f}  ({one['pairs']:,} pairs)",
-            (1.02, place),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=9,
-        )
-    axes.axvline(0.5, color=ACCENT, linestyle="--")
-    # Names are data: a dollar sign starts no formula.
-    axes.set_yticks(range(len(names)), labels, fontsize=9, parse_math=False)
-    left_out = len(results) - len(names)
+            ends = [one["accuracy_low"], one["accuracy_high"]]
+            axes.plot(ends, [place] * 2, color="black", marker="|", linewidth=2)
+        text, end = f"{one['accuracy']:.3f}  ({one['pairs']:,} pairs)", ("axes fraction", "data")
+        axes.annotate(text, (1.02, place), xycoords=end, va="center", fontsize=SMALL)
+    axes.axvline(0.5, label="guessing", **REFERENCE)
+    axes.set_yticks(range(len(bars)), labels, fontsize=SMALL)
+    axes.grid(visible=False, axis="y")
+    left_out = len(judged) - len(bars)
     axes.set(
         xlim=(0, 1),
-        ylim=(len(names) - 0.4, -0.6),
+        ylim=(len(bars) - 0.4, -0.6),
         xlabel="accuracy (share of pairs, with 95 % interval)"
         + (f"; {left_out} smaller sources are left out" if left_out else ""),
     )
-    finish_axes(axes)
+    legend_above(axes)
 
 
-def finish_axes(axes, legend: bool = False) -> None:
-    """A light grid, no frame, and the legend above."""
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if legend:
-        # Above the axes, where it hides nothing.
-        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+def _source_labels(names: Iterable[str]) -> dict[str, str]:
+    """Names as the font can write them: others would be empty boxes, so they are numbered."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont(FONT))
+    labels = {
+        name: name
+        if all(font.get_char_index(ord(letter)) for letter in name)
+        else f"row {number} of report.md's tables"
+        for number, name in enumerate(names, start=1)
+    }
+    short = shorten(list(labels.values()), 30)
+    return {name: short[label] for name, label in labels.items()}

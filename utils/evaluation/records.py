@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
@@ -16,21 +16,24 @@ from utils.evaluation.scoring import Scorer
 
 WINDOW = 512  # rows that are sorted by length together
 
+# Makes a line of a comparison and its scores, or None.
+Form = Callable[[Comparison, list[float | None]], dict | None]
+Scored = tuple[dict, dict | None]  # the record of a row and a form's line
+
 
 def score_windows(
-    scorer: Scorer, streams: Iterable[Stream], start: int, form: Callable | None = None
-) -> Iterator[list[tuple[dict, dict | None]]]:
+    scorer: Scorer, streams: Iterable[Stream], start: int, form: Form | None = None
+) -> Iterator[list[Scored]]:
     """Score rows, every rank its share of each window.
 
     Args:
         scorer: of this rank.
         streams: the rows.
         start: number of the first row that is wanted.
-        form: makes a line of a comparison and its scores, or None.
+        form: None makes no lines.
 
     Yields:
-        On the first rank the record of each row of a window and the form's line; on the others
-        nothing in place of them.
+        On the first rank all rows of a window, on the others none of them.
     """
     bar = distributed.progress(desc="Scoring", unit=" rows", initial=start)
     for window in windows(streams, WINDOW, start):
@@ -43,18 +46,17 @@ def score_windows(
     bar.close()
 
 
-def _score_window(
-    scorer: Scorer, window: Window, form: Callable | None
-) -> list[tuple[dict, dict | None]]:
+def _score_window(scorer: Scorer, window: Window, form: Form | None) -> list[Scored]:
     """This rank's share of a window; the arguments are those of `score_windows`."""
-    numbered = list(enumerate(window.rows, window.first))
-    good, scored = [], []
-    for index, raw in numbered[distributed.rank() :: distributed.world_size()]:
+    good = []
+    scored: list[Scored] = []
+    numbered = enumerate(window.rows, window.first)
+    for index, raw in islice(numbered, distributed.rank(), None, distributed.world_size()):
         try:
             row = parse_row(raw)
             good.append((index, row.get("id"), window.read(row)))
         except ValueError as error:
-            scored.append((drop_record(index, window.source, MALFORMED, str(error)), None))
+            scored.append((drop_record(index, window.stream.name, MALFORMED, str(error)), None))
     end_tokens = len(scorer.encoder.end_ids)
     rows = scorer([comparison for _, _, comparison in good])
     for (index, row_id, comparison), row in zip(good, rows, strict=True):
@@ -64,7 +66,9 @@ def _score_window(
     return scored
 
 
-def make_record(index: int, row_id, comparison: Comparison, row: dict, end_tokens: int) -> dict:
+def make_record(
+    index: int, row_id: object, comparison: Comparison, row: dict, end_tokens: int
+) -> dict:
     """The line of scores.jsonl for a comparison.
 
     Args:
@@ -92,9 +96,8 @@ def make_record(index: int, row_id, comparison: Comparison, row: dict, end_token
     }
     first: dict[tuple, int] = {}
     copies = list(range(len(row["scores"])))
-    for answer, ids, start in zip(
-        row["answers"], row["input_ids"], row["answer_starts"], strict=True
-    ):
+    kept = zip(row["answers"], row["input_ids"], row["answer_starts"], strict=True)
+    for answer, ids, start in kept:
         record["lengths"][answer] = len(ids) - start - end_tokens
         copies[answer] = first.setdefault(tuple(ids), answer)
     if copies != list(range(len(copies))):
@@ -143,7 +146,7 @@ class RowCounts:
                 self.scored += 1
                 self.answers_left_out += record["scores"].count(None)
 
-    def __str__(self):
+    def __str__(self) -> str:
         parts = [f"{self.read:,} rows, {self.scored:,} scored"]
         parts += [f"{number:,} dropped ({reason})" for reason, number in self.dropped.items()]
         if self.answers_left_out:
@@ -199,18 +202,13 @@ class LineFile:
         self.start = 0
         if path is not None:
             if resume and path.exists():
-                self._cut_last_line()
+                self.start = _cut_last_line(path)
             self.file = path.open("a" if resume else "w", encoding="utf-8")
 
-    def _cut_last_line(self) -> None:
-        """Cut what a kill left incomplete, and find where to go on."""
-        with self.path.open("rb+") as file:
-            end, last = 0, None
-            for line in file:
-                if line.endswith(b"\n"):
-                    end, last = end + len(line), line
-            file.truncate(end)
-        self.start = json.loads(last)["index"] + 1 if last else 0
+    def read(self) -> Iterator[list[dict]]:
+        """The lines that an earlier run has written, some at a time."""
+        if self.path and self.start:
+            yield from read_records(self.path)
 
     def write(self, lines: list[dict]) -> None:
         """Append lines, if there is a file."""
@@ -219,17 +217,34 @@ class LineFile:
             self.file.flush()
 
 
+def score_records(
+    scorer: Scorer, streams: Iterable[Stream], file: LineFile
+) -> Iterator[list[dict]]:
+    """The records that the file has, then those of the other rows, which are added to it."""
+    yield from file.read()
+    for scored in score_windows(scorer, streams, file.start):
+        records = [record for record, _ in scored]
+        file.write(records)
+        yield records
+
+
+def _cut_last_line(path: Path) -> int:
+    """Cut what a kill left incomplete, and return the row to go on with."""
+    with path.open("rb+") as file:
+        end, last = 0, None
+        for line in file:
+            if line.endswith(b"\n"):
+                end, last = end + len(line), line
+        file.truncate(end)
+    return json.loads(last)["index"] + 1 if last else 0
+
+
 def read_records(path: Path, size: int = 4096) -> Iterator[list[dict]]:
     """The lines of a scores.jsonl, so many at a time."""
-    records = []
     with path.open(encoding="utf-8") as file:
-        for line in file:
-            records.append(json.loads(line))
-            if len(records) == size:
-                yield records
-                records = []
-    if records:
-        yield records
+        lines = map(json.loads, file)
+        while records := list(islice(lines, size)):
+            yield records
 
 
 def _scored(comparison: Comparison, scores: list[float | None]) -> list[tuple[float, object]]:

@@ -1,7 +1,7 @@
 """Results as text for people: tables on the screen, report.md and report.json, warnings."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,11 +11,12 @@ from rich.text import Text
 from utils.evaluation.plots import draw_pictures
 from utils.evaluation.tables import (
     RULE,
+    Layout,
     TextTable,
     figure,
     interval,
     markdown_code,
-    markdown_table,
+    markdown_report,
     print_table,
     write_whole,
 )
@@ -32,6 +33,73 @@ PICTURES = {
     "sources.png": "Accuracy of each source with its 95 % interval. A bar whose interval crosses "
     "the line at 0.5 may be chance.",
 }
+
+ACCURACY = Layout(
+    "Accuracy",
+    "Share of pairs whose better answer has the higher score; equal scores (ties) count half. "
+    "The 95 % interval knows that pairs of one prompt resemble each other. Margin: better "
+    "minus worse score. Loss: Bradley-Terry, in nats.",
+    {
+        "pairs": lambda m: f"{m['pairs']:,}",
+        "accuracy": lambda m: figure(m["accuracy"]),
+        "95 %\ninterval": lambda m: interval(m["accuracy_low"], m["accuracy_high"]),
+        "ties": lambda m: f"{m['ties']:,}",
+        "margin": lambda m: figure(m["margin"]),
+        "loss": lambda m: figure(m["loss"]),
+    },
+)
+RANKING = Layout(
+    "Ranking of more than two answers",
+    "Kendall's tau: 1 if scores order the answers as the ranks do, 0 at random. Best of K: how "
+    "often the highest score is on a best answer; by chance: for a random choice. MRR: mean of "
+    "1 / (place of the best answer).",
+    {
+        "compari-\nsons": lambda m: f"{m['comparisons']:,}",
+        "answers\nup to": lambda m: f"{m['answers']:,}",
+        "tau": lambda m: figure(m["kendall_tau"]),
+        "best\nof K": lambda m: figure(m["best_of_k"]),
+        "by\nchance": lambda m: figure(m["best_of_k_chance"]),
+        "MRR": lambda m: figure(m["mrr"]),
+    },
+)
+CALIBRATION = Layout(
+    "Calibration",
+    "Is sigmoid(margin) the chance to be right? Brier score (0 is perfect, 0.25 says nothing), "
+    "expected calibration error (0 is perfect), and the temperature that scores should be "
+    "divided by: 1 is calibrated, more is too sure, less too cautious; none if no pair is "
+    "wrong, or most are.",
+    {
+        "Brier\nscore": lambda m: figure(m["brier"]),
+        "calibration\nerror": lambda m: figure(m["ece"]),
+        "temper-\nature": lambda m: figure(m["temperature"], ".3g"),
+    },
+)
+LENGTH = Layout(
+    "Length of the answers",
+    "Accuracy where the longer or the shorter answer is the better one, in tokens; how often "
+    "the longer answer scores higher; Pearson's correlation r of score and length over "
+    "answers, and of their differences over pairs. Accuracies far apart mean that length "
+    "counts.",
+    {
+        "longer\nbetter": lambda m: figure(m["length"]["longer_accuracy"]),
+        "shorter\nbetter": lambda m: figure(m["length"]["shorter_accuracy"]),
+        "prefers\nlonger": lambda m: figure(m["length"]["prefers_longer"]),
+        "r,\nanswers": lambda m: figure(m["length"]["correlation"]),
+        "r,\npairs": lambda m: figure(m["length"]["pair_correlation"]),
+    },
+)
+SCORES = Layout(
+    "Scores",
+    "Of all scored answers: mean, standard deviation, median, and the scores below which 5 % "
+    "and 95 % of them lie.",
+    {
+        "mean": lambda m: figure(m["score_mean"]),
+        "standard\ndeviation": lambda m: figure(m["score_std"]),
+        "5 %": lambda m: figure(m["score_percentiles"]["5"]),
+        "median": lambda m: figure(m["score_percentiles"]["50"]),
+        "95 %": lambda m: figure(m["score_percentiles"]["95"]),
+    },
+)
 
 
 def print_scores(prompt: str, labelled: Sequence[tuple[str, str, float]]) -> None:
@@ -96,111 +164,15 @@ def result_tables(results: dict[str, dict]) -> list[TextTable]:
 
     Of answers that nobody ranked there is only the last one.
     """
-    tables = []
-    if any(metrics["pairs"] for metrics in results.values()):
-        tables = [_accuracy_table(results), _calibration_table(results), _length_table(results)]
-        if any(metrics["answers"] > 2 for metrics in results.values()):
-            tables.insert(1, _ranking_table(results))
-    return [*tables, _score_table(results)]
-
-
-def _accuracy_table(results: dict[str, dict]) -> TextTable:
-    return _table(
-        results,
-        "Accuracy",
-        "Share of pairs whose better answer has the higher score; equal scores (ties) count half. "
-        "The 95 % interval knows that pairs of one prompt resemble each other. Margin: better "
-        "minus worse score. Loss: Bradley-Terry, in nats.",
-        {
-            "pairs": lambda m: f"{m['pairs']:,}",
-            "accuracy": lambda m: figure(m["accuracy"]),
-            "95 %\ninterval": lambda m: interval(m["accuracy_low"], m["accuracy_high"]),
-            "ties": lambda m: f"{m['ties']:,}",
-            "margin": lambda m: figure(m["margin"]),
-            "loss": lambda m: figure(m["loss"]),
-        },
-    )
-
-
-def _ranking_table(results: dict[str, dict]) -> TextTable:
-    return _table(
-        results,
-        "Ranking of more than two answers",
-        "Kendall's tau: 1 if scores order the answers as the ranks do, 0 at random. Best of K: how "
-        "often the highest score is on a best answer; by chance: for a random choice. MRR: mean of "
-        "1 / (place of the best answer).",
-        {
-            "compari-\nsons": lambda m: f"{m['comparisons']:,}",
-            "answers\nup to": lambda m: f"{m['answers']:,}",
-            "tau": lambda m: figure(m["kendall_tau"]),
-            "best\nof K": lambda m: figure(m["best_of_k"]),
-            "by\nchance": lambda m: figure(m["best_of_k_chance"]),
-            "MRR": lambda m: figure(m["mrr"]),
-        },
-    )
-
-
-def _calibration_table(results: dict[str, dict]) -> TextTable:
-    columns = {
-        "Brier\nscore": lambda m: figure(m["brier"]),
-        "calibration\nerror": lambda m: figure(m["ece"]),
-        "temper-\nature": lambda m: figure(m["temperature"], ".3g"),
-    }
-    if any(metrics["soft_loss"] is not None for metrics in results.values()):
-        columns["loss on\nvotes"] = lambda m: figure(m["soft_loss"])
-    return _table(
-        results,
-        "Calibration",
-        "Is sigmoid(margin) the chance to be right? Brier score (0 is perfect, 0.25 says nothing), "
-        "expected calibration error (0 is perfect), and the temperature that scores should be "
-        "divided by: 1 is calibrated, more is too sure, less too cautious; none if no pair is "
-        "wrong, or most are.",
-        columns,
-    )
-
-
-def _length_table(results: dict[str, dict]) -> TextTable:
-    return _table(
-        results,
-        "Length of the answers",
-        "Accuracy where the longer or the shorter answer is the better one, in tokens; how often "
-        "the longer answer scores higher; Pearson's correlation r of score and length over "
-        "answers, and of their differences over pairs. Accuracies far apart mean that length "
-        "counts.",
-        {
-            "longer\nbetter": lambda m: figure(m["length"]["longer_accuracy"]),
-            "shorter\nbetter": lambda m: figure(m["length"]["shorter_accuracy"]),
-            "prefers\nlonger": lambda m: figure(m["length"]["prefers_longer"]),
-            "r,\nanswers": lambda m: figure(m["length"]["correlation"]),
-            "r,\npairs": lambda m: figure(m["length"]["pair_correlation"]),
-        },
-    )
-
-
-def _score_table(results: dict[str, dict]) -> TextTable:
-    return _table(
-        results,
-        "Scores",
-        "Of all scored answers: mean, standard deviation, median, and the scores below which 5 % "
-        "and 95 % of them lie.",
-        {
-            "mean": lambda m: figure(m["score_mean"]),
-            "standard\ndeviation": lambda m: figure(m["score_std"]),
-            "5 %": lambda m: figure(m["score_percentiles"]["5"]),
-            "median": lambda m: figure(m["score_percentiles"]["50"]),
-            "95 %": lambda m: figure(m["score_percentiles"]["95"]),
-        },
-    )
-
-
-def _table(
-    results: dict[str, dict], title: str, note: str, columns: dict[str, Callable[[dict], str]]
-) -> TextTable:
-    rows = [
-        (source, *(value(metrics) for value in columns.values()))
-        for source, metrics in results.items()
-    ]
-    return TextTable(title, note, ("source", *columns), rows)
+    groups, layouts = results.values(), [SCORES]
+    if any(metrics["pairs"] for metrics in groups):
+        calibration = CALIBRATION
+        if any(metrics["soft_loss"] is not None for metrics in groups):
+            votes = {"loss on\nvotes": lambda m: figure(m["soft_loss"])}
+            calibration = CALIBRATION._replace(columns=CALIBRATION.columns | votes)
+        ranking = [RANKING] if any(metrics["answers"] > 2 for metrics in groups) else []
+        layouts = [ACCURACY, *ranking, calibration, LENGTH, SCORES]
+    return [layout.fill(results) for layout in layouts]
 
 
 def find_warnings(results: dict[str, dict], most: int | None = None) -> list[str]:
@@ -303,67 +275,52 @@ def write_report(folder: str | Path, report: dict) -> list[Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = draw_pictures(report["results"], folder)
-    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    results, benchmark = report["results"], report["benchmark"]
+    pictures = draw_pictures(results, folder)
+    warnings = find_warnings({markdown_code(name): one for name, one in results.items()})
+    text = markdown_report(
+        "Evaluation of a reward model",
+        _facts(report),
+        [*warnings, *_more_warnings(report["rows"], benchmark)],
+        [*([benchmark_table(benchmark)] if benchmark else []), *result_tables(results)],
+        {path.name: PICTURES[path.name] for path in pictures},
+        report["settings"],
+    )
+    values = json.dumps(report, indent=2, allow_nan=False) + "\n"
     return [
-        write_whole(folder / "report.json", text),
-        write_whole(folder / "report.md", _markdown(report, [path.name for path in pictures])),
+        write_whole(folder / "report.json", values),
+        write_whole(folder / "report.md", text),
         *pictures,
     ]
 
 
-def _markdown(report: dict, pictures: Sequence[str]) -> str:
-    """report.md."""
-    results, benchmark = report["results"], report["benchmark"]
-    warnings = find_warnings({markdown_code(name): one for name, one in results.items()})
-    warnings += _more_warnings(report)
-    tables = [benchmark_table(benchmark)] if benchmark else []
-    tables += result_tables(results)
-    parts = [
-        "# Evaluation of a reward model",
-        _describe(report),
-        "## What to look out for",
-        "\n".join(f"- {text}" for text in warnings) or "Nothing crossed a threshold.",
-        *map(markdown_table, tables),
-        "## Pictures" if pictures else "",
-        *(f"{PICTURES[name]}\n\n![{name}]({name})" for name in pictures),
-        "## Settings",
-        f"```json\n{json.dumps(report['settings'], indent=2)}\n```",
-    ]
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def _describe(report: dict) -> str:
+def _facts(report: dict) -> list[str]:
     rows = report["rows"]
     counts = [f"{rows['read']:,} read", f"{rows['scored']:,} scored"]
     counts += [f"{number:,} dropped ({reason})" for reason, number in rows["dropped"].items()]
-    lines = [
-        f"- Model: {markdown_code(report['model'])}",
-        f"- Data: {', '.join(map(markdown_code, report['data']))}",
-        f"- Rows: {', '.join(counts)}",
-        f"- Calibration against: {'votes' if report['label'] == 'soft' else 'ranks'}",
+    facts = [
+        f"Model: {markdown_code(report['model'])}",
+        f"Data: {', '.join(map(markdown_code, report['data']))}",
+        f"Rows: {', '.join(counts)}",
+        f"Calibration against: {'votes' if report['label'] == 'soft' else 'ranks'}",
     ]
     if any(metrics["sampled"] for metrics in report["results"].values()):
-        lines.append(
-            "- Large data: percentiles, temperature and the picture of the scores come from random "
+        facts.append(
+            "Large data: percentiles, temperature and the picture of the scores come from random "
             "samples, the intervals from random groups of prompts"
         )
-    return "\n".join(lines)
+    return facts
 
 
-def _more_warnings(report: dict) -> list[str]:
+def _more_warnings(rows: dict, benchmark: dict | None) -> Iterator[str]:
     """Of rows and of the benchmark."""
-    rows, warnings = report["rows"], []
     dropped = sum(rows["dropped"].values())
     if dropped > 0.1 * rows["read"]:
-        warnings.append(f"More than 10 % of the rows were dropped: {dropped:,} of {rows['read']:,}")
-    if report["benchmark"]:
-        incomplete = report["benchmark"]["incomplete"].items()
-        warnings += [
-            f"The benchmark's {markdown_code(name)} has {found:,} scored comparisons"
-            + (f" instead of {size:,}" if size else "")
-            for name, (found, size) in incomplete
-        ]
-        if unknown := report["benchmark"]["unknown"]:
-            warnings.append(f"{unknown:,} comparisons are in no subset that the benchmark has")
-    return warnings
+        yield f"More than 10 % of the rows were dropped: {dropped:,} of {rows['read']:,}"
+    if not benchmark:
+        return
+    for name, (found, size) in benchmark["incomplete"].items():
+        expected = f" instead of {size:,}" if size else ""
+        yield f"The benchmark's {markdown_code(name)} has {found:,} scored comparisons{expected}"
+    if unknown := benchmark["unknown"]:
+        yield f"{unknown:,} comparisons are in no subset that the benchmark has"

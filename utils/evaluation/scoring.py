@@ -11,6 +11,7 @@ from utils.arguments import InputError
 from utils.data.batching import Batch
 from utils.data.comparison import Comparison
 from utils.data.sampling import MicroBatch
+from utils.data.tokenization import ComparisonTokenizer
 from utils.evaluation.metrics import SUMS, comparison_sums, summarize_sources
 
 # Tokens in a batch of --batch_size auto: beyond, a device gets no faster.
@@ -93,7 +94,7 @@ class Scorer:
 
     Args:
         model: a RewardModel in evaluation mode.
-        encoder: makes token ids of comparisons (tokenization.ComparisonTokenizer).
+        encoder: makes token ids of comparisons.
         collate: makes batches of them (batching.make_collator).
         device: where the model takes its batches.
         packed: the layout that `collate` makes.
@@ -105,7 +106,7 @@ class Scorer:
     def __init__(
         self,
         model: torch.nn.Module,
-        encoder,
+        encoder: ComparisonTokenizer,
         collate: Callable[[Sequence[dict], Sequence[float]], Batch],
         device: torch.device,
         packed: bool,
@@ -137,10 +138,9 @@ class Scorer:
                     "a score is not finite: give --dtype fp32 or bf16, or check the checkpoint's "
                     "weights (--model_name_or_path)"
                 )
-            scores = iter(scores)
-            for row in batch:
-                for answer in row["answers"]:
-                    row["scores"][answer] = (next(scores) - self.mean) / self.std
+            places = ((row, answer) for row in batch for answer in row["answers"])
+            for (row, answer), score in zip(places, scores, strict=True):
+                row["scores"][answer] = (score - self.mean) / self.std
         return rows
 
     def _batches(self, rows: Sequence[dict]) -> list[np.ndarray]:

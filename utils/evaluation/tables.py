@@ -1,8 +1,10 @@
-"""Tables of text, on the screen and in Markdown."""
+"""What reports are made of: tables on the screen, Markdown, files that are whole at any moment."""
 
+import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +33,22 @@ class TextTable(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
+class Layout(NamedTuple):
+    """A table without its rows: columns maps names to what makes a text of a row's figures."""
+
+    title: str
+    note: str
+    columns: dict[str, Callable[[dict], str]]
+
+    def fill(self, groups: Mapping[str, dict], first: str = "source") -> TextTable:
+        """The table of groups of figures by name; `first` is the header of the names."""
+        rows = [
+            (name, *(text(group) for text in self.columns.values()))
+            for name, group in groups.items()
+        ]
+        return TextTable(self.title, self.note, (first, *self.columns), rows)
+
+
 def print_table(table: TextTable) -> None:
     """Print a table that fits the terminal (80 columns in a pipe); long names are shortened."""
     console = Console()
@@ -50,15 +68,44 @@ def print_table(table: TextTable) -> None:
     console.print()
 
 
+def markdown_report(
+    title: str,
+    facts: Iterable[str],
+    warnings: Iterable[str],
+    tables: Iterable[TextTable],
+    pictures: Mapping[str, str],
+    settings: dict,
+) -> str:
+    """A report in the order of its arguments; `pictures` maps names of files to captions."""
+    parts = [
+        f"# {title}",
+        _bullets(facts),
+        "## What to look out for",
+        _bullets(warnings) or "Nothing crossed a threshold.",
+        *map(markdown_table, tables),
+        "## Pictures" if pictures else "",
+        *(f"{caption}\n\n![{name}]({name})" for name, caption in pictures.items()),
+        "## Settings",
+        f"```json\n{json.dumps(settings, indent=2)}\n```",
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _bullets(texts: Iterable[str]) -> str:
+    return "\n".join(f"- {text}" for text in texts)
+
+
 def markdown_table(table: TextTable) -> str:
     """A table as Markdown with its title and note."""
-    lines = [
-        [name.replace("-\n", "").replace("\n", " ") for name in table.header],
-        ["---", *["---:"] * (len(table.header) - 1)],
-        *([markdown_code(name), *values] for name, *values in table.rows),
-    ]
-    grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    header = [name.replace("-\n", "").replace("\n", " ") for name in table.header]
+    rows = [(markdown_code(name), *values) for name, *values in table.rows]
+    grid = markdown_grid([header, ["---", *["---:"] * (len(header) - 1)], *rows])
     return "\n\n".join(filter(None, [f"## {table.title}", table.note, grid]))
+
+
+def markdown_grid(lines: Iterable[Iterable[str]]) -> str:
+    """Lines of a Markdown table: the header, the dashes under it, the rows."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def markdown_code(text: str) -> str:
@@ -69,6 +116,11 @@ def markdown_code(text: str) -> str:
 def figure(value: float | None, form: str = ".3f") -> str:
     """A number as text; "-" where there is none."""
     return "-" if value is None else format(value, form)
+
+
+def percent(share: float | None) -> str:
+    """A share of 1 as text, such as 12.3 %; "-" where there is none."""
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -94,9 +146,16 @@ def _cut_middle(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[:head]}...{name[head + 3 - most :]}"
 
 
-def write_whole(path: Path, text: str) -> Path:
-    """Write a text so that a kill leaves the old file or the new one, never a part."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write a file so that a kill leaves the old one or the new one, never a part."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    yield partial
     os.replace(partial, path)
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text as a file that is whole at any moment."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
     return path

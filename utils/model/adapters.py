@@ -31,23 +31,20 @@ def add_lora(model: RewardModel, rank: int, alpha: float, module_name: str, only
     Raises:
         InputError: no layer has such a name.
     """
-    targets = [
-        name
-        for name, module in model.backbone.named_modules()
-        if isinstance(module, nn.Linear) and module_name in name
-    ]
+    modules = model.backbone.named_modules()
+    layers = [name for name, module in modules if isinstance(module, nn.Linear)]
+    targets = [name for name in layers if module_name in name]
     if not targets:
         raise InputError(
             f"--lora_module_name is {module_name!r}, but no linear layer's name contains it; "
-            f"the layers' names look like {_example(model.backbone)}"
+            f"the layers' names look like {layers[-1] if layers else '(there are none)'}"
         )
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
     inject_adapter_in_model(config, model.backbone)
     for name, parameter in model.named_parameters():
-        trains = "lora_" in name or name.startswith("model.score")
-        if not only_lora:
-            trains = trains or not name.endswith(".base_layer.weight")
-        parameter.requires_grad = trains
+        is_adapter_or_head = "lora_" in name or name.startswith("model.score")
+        others_train = not only_lora and not name.endswith(".base_layer.weight")
+        parameter.requires_grad = is_adapter_or_head or others_train
     return len(targets)
 
 
@@ -72,13 +69,12 @@ def merge_lora(state_dict: dict[str, torch.Tensor], scale: float) -> dict[str, t
 
 
 def save_adapter(
-    state_dict: dict[str, torch.Tensor], rank: int, alpha: float, base: str, folder: str
+    state_dict: dict[str, torch.Tensor], rank: int, alpha: float, base: str, folder: Path
 ) -> None:
     """Write adapters and head as `PeftModel.from_pretrained` loads them.
 
     Args:
-        state_dict: weights of a model that `add_lora` adapted.
-        rank, alpha: as in `add_lora`.
+        state_dict, rank, alpha: of a model that `add_lora` adapted.
         base: name or folder of the model that was adapted.
         folder: where they go.
     """
@@ -98,9 +94,4 @@ def save_adapter(
         for name, weight in state_dict.items()
         if "lora_" in name or name.startswith("score.")
     }
-    save_file(weights, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def _example(backbone: nn.Module) -> str:
-    linear = [n for n, module in backbone.named_modules() if isinstance(module, nn.Linear)]
-    return linear[-1] if linear else "(there are none)"
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})

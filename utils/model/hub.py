@@ -13,6 +13,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from utils.arguments import InputError
@@ -21,18 +23,7 @@ from utils.model.deepspeed_chat import HEAD
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import NAME as SHARED_PREFIX
 
-# Where the configs of the families keep their dropout probabilities.
-DROPOUTS = (
-    "dropout",
-    "attention_dropout",
-    "hidden_dropout",
-    "activation_dropout",
-    "attn_pdrop",
-    "embd_pdrop",
-    "resid_pdrop",
-    "classifier_dropout",
-)
-
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # What a saved model may consist of, beside config.json and README.md, which always are there.
 MODEL_FILES = (
@@ -62,7 +53,7 @@ def load_config(path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
         raise InputError(_not_a_model(path, "config.json", error)) from error
 
 
-def load_tokenizer(path: str, trust_remote_code: bool = False):
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Read a model's tokenizer.
 
     Raises:
@@ -81,7 +72,7 @@ def load_tokenizer(path: str, trust_remote_code: bool = False):
 def load_model(
     path: str,
     config: PreTrainedConfig,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype = torch.float32,
     layout: str = "padded",
     new_head: bool = False,
@@ -109,15 +100,14 @@ def load_model(
     """
     config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
     config.problem_type = "regression"  # so that a pipeline gives the score, not its sigmoid
-    kind, source = AutoModelForSequenceClassification, {"pretrained_model_name_or_path": path}
-    family = kind._model_mapping.get(type(config), None)
-    weights = family and deepspeed_chat.read_weights(path, f"{family.base_model_prefix}.")
+    family = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
+    weights = deepspeed_chat.read_weights(path, f"{family.base_model_prefix}.") if family else None
     if weights:
-        kind, source = family, {"pretrained_model_name_or_path": None, "state_dict": weights}
         new_head = False  # it has one, or a part of it is lost
     try:
-        model, info = kind.from_pretrained(
-            **source,
+        model, info = (family if weights else AutoModelForSequenceClassification).from_pretrained(
+            None if weights else path,
+            state_dict=weights,
             config=config,
             dtype=dtype,
             attn_implementation=SHARED_PREFIX if layout == "packed" else None,
@@ -137,7 +127,7 @@ def load_model(
     return RewardModel(model), notes
 
 
-def empty_model(config: PreTrainedConfig, vocabulary: int = 0) -> torch.nn.Module:
+def empty_model(config: PreTrainedConfig, vocabulary: int = 0) -> PreTrainedModel:
     """The model with a scalar head, without memory for its weights (on the meta device).
 
     Args:
@@ -153,16 +143,15 @@ def empty_model(config: PreTrainedConfig, vocabulary: int = 0) -> torch.nn.Modul
 
 def set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
     """Set every dropout probability of a config; None leaves the model's own."""
-    if dropout is not None:
-        for name in DROPOUTS:
-            if hasattr(config, name):
-                setattr(config, name, dropout)
+    names = [name for name in vars(config) if "dropout" in name or name.endswith("pdrop")]
+    for name in names if dropout is not None else ():
+        setattr(config, name, dropout)
 
 
 def save_model(
     model: RewardModel,
     state_dict: dict[str, torch.Tensor],
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     settings: dict,
     output_dir: str,
     save_more: Callable[[Path], None] = lambda folder: None,
@@ -234,28 +223,28 @@ def _equal(new: Path, old: Path) -> bool:
     return not is_large and old.is_file() and filecmp.cmp(new, old, shallow=False)
 
 
-def _check_weights(path, model, info, new_head) -> list[str]:
+def _check_weights(path: str, model: PreTrainedModel, info: dict, new_head: bool) -> list[str]:
+    """What `load_model` says of the weights that it found; raises its InputError."""
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     notes = []
-    if new_head:
-        if not hasattr(model, "score"):
-            raise InputError(
-                f"{path}: {type(model).__name__} has no linear head `score`; expected a causal "
-                "language model"
-            )
-        if HEAD in missing:
-            notes.append("the model has no scalar head: a new one is drawn")
-        missing = [name for name in missing if name != HEAD]
-        prefix = model.base_model_prefix + "."
-        left_behind = [name for name in unexpected if not name.startswith(prefix)]
-        unexpected = [name for name in unexpected if name.startswith(prefix)]
-        if left_behind:
-            notes.append(f"not needed for scores and left behind: {', '.join(left_behind)}")
-    if HEAD in missing:
+    if new_head and not hasattr(model, "score"):
+        raise InputError(
+            f"{path}: {type(model).__name__} has no linear head `score`; expected a causal "
+            "language model"
+        )
+    if HEAD in missing and not new_head:
         raise InputError(
             f"{path}: the scalar head {HEAD} is missing: this is a language model, not a reward "
             "model. Train it with main.py first"
         )
+    if HEAD in missing:
+        missing.remove(HEAD)
+        notes.append("the model has no scalar head: a new one is drawn")
+    prefix = f"{model.base_model_prefix}."
+    left_behind = [name for name in unexpected if new_head and not name.startswith(prefix)]
+    if left_behind:
+        unexpected = [name for name in unexpected if name not in left_behind]
+        notes.append(f"not needed for scores and left behind: {', '.join(left_behind)}")
     faults = {"missing": missing, "left over": unexpected, "misshapen": info["mismatched_keys"]}
     for kind, names in faults.items():
         if names:

@@ -4,6 +4,7 @@ import inspect
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from utils.arguments import InputError
 from utils.data.batching import Batch
@@ -21,7 +22,7 @@ class RewardModel(nn.Module):
         model: an AutoModelForSequenceClassification with one label.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
         self.pools_itself = not isinstance(getattr(model, "score", None), nn.Module)
@@ -53,26 +54,28 @@ class RewardModel(nn.Module):
                 )
             mask = batch.attention_mask.long()
             return self.model(batch.input_ids, attention_mask=mask).logits[:, 0].float()
-        inputs = {"input_ids": batch.input_ids}
+        inputs: dict[str, object] = {"input_ids": batch.input_ids}
         if self.takes_positions:
             inputs["position_ids"] = batch.position_ids
         if self.takes_cache:
             inputs["use_cache"] = False
-        ends_only = self.scores_ends_only and batch.end_segments is not None
         if batch.segments is None:
             inputs["attention_mask"] = batch.attention_mask.long()
         else:
             inputs["segments"] = batch.segments
+        ends_only = self.scores_ends_only and batch.end_segments is not None
         if ends_only:
             inputs |= {"end_index": batch.end_index, "end_segments": batch.end_segments}
         hidden = self.backbone(**inputs).last_hidden_state.flatten(0, 1)
         if batch.token_pairs is not None:
-            values = self.model.score(hidden)[:, 0].float()
+            values = self._values(hidden)
             return values[batch.end_index], values
-        if batch.mean_index is None:
-            hidden = hidden if ends_only else hidden[batch.end_index]
-            return self.model.score(hidden)[:, 0].float()
-        values = self.model.score(hidden[batch.mean_index])[:, 0].float()
-        counts = torch.bincount(batch.mean_answer, minlength=len(batch.end_index))
-        sums = torch.zeros_like(counts, dtype=values.dtype)
-        return sums.index_add(0, batch.mean_answer, values) / counts
+        if batch.mean_index is not None and batch.mean_answer is not None:
+            values = self._values(hidden[batch.mean_index])
+            means = values.new_zeros(len(batch.end_index))
+            return means.scatter_reduce(0, batch.mean_answer, values, "mean", include_self=False)
+        return self._values(hidden if ends_only else hidden[batch.end_index])
+
+    def _values(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the head gives for hidden states [n, width], float32 [n]."""
+        return self.model.score(hidden)[:, 0].float()

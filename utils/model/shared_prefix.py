@@ -1,9 +1,16 @@
 """Attention over packed rows, where the answers of a comparison share one copy of their prompt."""
 
+from collections.abc import Iterator
+
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import (
+    AttentionInterface,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from utils.arguments import InputError
 from utils.data.batching import Segments
@@ -28,8 +35,7 @@ class RowKeys:
     Not a list, since accelerate hands on copies of lists.
     """
 
-    key: torch.Tensor | None = None
-    value: torch.Tensor | None = None
+    kept: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 def shared_prefix_attention(
@@ -43,7 +49,7 @@ def shared_prefix_attention(
     sliding_window: int | None = None,
     segments: Segments | None = None,
     row_keys: RowKeys | None = None,
-    **kwargs,
+    **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention with variable lengths of queries and keys, for Transformers' AttentionInterface.
 
@@ -72,18 +78,17 @@ def shared_prefix_attention(
             f"{type(module).__name__} does not get to know which answers share a prompt: "
             "give --batch_layout padded"
         )
-    if row_keys is not None and row_keys.key is None:
-        row_keys.key, row_keys.value = key, value
-        return query.transpose(1, 2), None  # nobody uses it
     if row_keys is not None:
-        key, value = row_keys.key, row_keys.value
+        if row_keys.kept is None:
+            row_keys.kept = key, value
+            return query.transpose(1, 2), None  # nobody uses it
+        key, value = row_keys.kept
     options = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     if _has_varlen_kernel(query, value, dropout):
-        return _fused(query, key, value, segments, sliding_window, **options), None
-    outputs = [
-        _attend(*piece, sliding_window, dropout_p=dropout, **options).transpose(1, 2)
-        for piece in _pieces(query, key, value, segments)
-    ]
+        return _fused(query, key, value, segments, sliding_window, options), None
+    options["dropout_p"] = dropout
+    pieces = _pieces(query, key, value, segments)
+    outputs = [_attend(*piece, sliding_window, options).transpose(1, 2) for piece in pieces]
     return torch.cat(outputs, dim=1), None
 
 
@@ -116,7 +121,7 @@ def choose_layout(config: PreTrainedConfig, wanted: str | None) -> tuple[str, li
     return "packed", []
 
 
-def score_ends_only(model: torch.nn.Module) -> bool:
+def score_ends_only(model: PreTrainedModel) -> bool:
     """Let the last decoder layer run the scored tokens alone, given `end_index` as an argument.
 
     The layer still needs the keys and values of all tokens, but queries, residual stream and MLP
@@ -126,24 +131,22 @@ def score_ends_only(model: torch.nn.Module) -> bool:
         model: a Transformers decoder without a head.
 
     Returns:
-        Whether the family is one whose layers are known; else nothing is changed.
+        False where the layers of the family are not known, and nothing was changed.
     """
-    names = LAST_LAYERS.get(model.config.model_type)
-    if names is None:
+    if model.config.model_type not in LAST_LAYERS:
         return False
+    attention_name, norm_name = LAST_LAYERS[model.config.model_type]
     layers = getattr(model, "decoder", model).layers
-    attention_name, norm_name = names
 
-    def keep_ends(layer, args, kwargs):
+    def keep_ends(layer: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if kwargs.get("end_index") is None:
             return None
         kwargs = dict(kwargs)
         index, segments = kwargs.pop("end_index"), kwargs.pop("end_segments")
-        (hidden,) = args
+        (hidden,), row_keys = args, RowKeys()
         normed = hidden
         if getattr(layer, "do_layer_norm_before", True):  # in OPT-350m the norm stands behind
             normed = getattr(layer, norm_name)(hidden)
-        row_keys = RowKeys()
         getattr(layer, attention_name)(hidden_states=normed, row_keys=row_keys, **kwargs)
         kwargs |= {"segments": segments, "row_keys": row_keys}
         kwargs["position_ids"] = kwargs["position_ids"][:, index]
@@ -189,11 +192,13 @@ def _has_varlen_kernel(query: torch.Tensor, value: torch.Tensor, dropout: float)
     )
 
 
-def _fused(query, key, value, segments, window: int | None, **options) -> torch.Tensor:
+def _fused(
+    query, key, value, segments: Segments, window: int | None, options: dict
+) -> torch.Tensor:
     """All pieces in one call of FlashAttention, [1, Q, heads, width]."""
     # [T, heads, width] is how the projections laid them out: whole tokens are copied.
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
-    return varlen_attn(
+    output = varlen_attn(
         query,
         key.index_select(0, segments.key_index),
         value.index_select(0, segments.key_index),
@@ -203,36 +208,39 @@ def _fused(query, key, value, segments, window: int | None, **options) -> torch.
         max(segments.key_lengths),
         window_size=(window - 1 if window else -1, 0),  # none to the right: causal
         **options,
-    )[None]
+    )
+    return output[None]  # type: ignore[call-overload]  # a tuple only with return_aux
 
 
-def _pieces(query, key, value, segments):
+def _pieces(
+    query, key, value, segments: Segments
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Queries, keys and values of each piece, all [1, heads, tokens, width]."""
     padding = key.shape[2] - sum(segments.own_lengths)
     # Not slices: the backward of each would write zeros for the whole row.
-    parts = [part.split([*segments.own_lengths, padding], dim=2) for part in (key, value)]
-    prefix = []
-    for queries, length, *own in zip(
-        query.split(segments.query_lengths, dim=2), segments.prefix_lengths, *parts, strict=False
+    keys, values = (part.split([*segments.own_lengths, padding], dim=2) for part in (key, value))
+    queries = query.split(segments.query_lengths, dim=2)
+    for query, length, key, value in zip(
+        queries, segments.prefix_lengths, keys, values, strict=False
     ):
         if not length:
-            prefix = own
-            yield queries, *own
+            prefix_key, prefix_value = key, value
         else:
-            if prefix[0].shape[2] > length:  # once: the first tail stood behind it
-                prefix = [part[:, :, :length] for part in prefix]
-            yield queries, *(torch.cat(pair, dim=2) for pair in zip(prefix, own, strict=True))
+            if prefix_key.shape[2] > length:  # once: the first tail stood behind it
+                prefix_key, prefix_value = prefix_key[:, :, :length], prefix_value[:, :, :length]
+            key = torch.cat([prefix_key, key], dim=2)
+            value = torch.cat([prefix_value, value], dim=2)
+        yield query, key, value
 
 
-def _attend(query, key, value, window: int | None, **options) -> torch.Tensor:
+def _attend(query, key, value, window: int | None, options: dict) -> torch.Tensor:
     """One piece, causal and aligned at its end, all [1, heads, tokens, width]."""
     queries, keys = query.shape[2], key.shape[2]
-    hides = window and keys > window
-    mask = None
-    if hides or 1 < queries < keys:  # a single query sees all; is_causal says the plain case
+    window, mask = window or keys, None
+    # A single query sees all keys in the window; is_causal says the plain case.
+    if window < keys or 1 < queries < keys:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
-        mask = mask.tril(keys - queries)
-        mask = mask.triu(keys - queries - window + 1) if hides else mask
+        mask = mask.tril(keys - queries).triu(keys - queries - window + 1)
     is_causal = mask is None and queries == keys
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=is_causal, **options

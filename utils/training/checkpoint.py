@@ -6,19 +6,24 @@ own tools.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from argparse import Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from utils import distributed
 from utils.arguments import InputError
+from utils.evaluation.tables import write_whole
 from utils.training import nvme
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 STATE = "state.json"
 PARTIAL = ".partial"  # ends the name of a folder that is being written
@@ -96,7 +101,7 @@ class Checkpoint:
             )
 
 
-def check_output_dir(args) -> None:
+def check_output_dir(args: Namespace) -> None:
     """Refuse to write over a model, or to mix the training states of two runs.
 
     Raises:
@@ -105,6 +110,8 @@ def check_output_dir(args) -> None:
     folder, root, wanted = Path(args.output_dir), _root(args), args.resume_from_checkpoint
     if folder.is_file():
         raise InputError(f"--output_dir {folder} is a file; expected a folder")
+    if args.audit_data or args.estimate_memory:
+        return  # neither touches what is there
     steps = _steps(root)
     if wanted is not None and wanted != "latest" and _is_inside(Path(wanted), root):
         names, name = [f"step_{step}" for step in steps], Path(wanted).resolve().name
@@ -129,7 +136,7 @@ def check_output_dir(args) -> None:
         )
 
 
-def remove_foreign_states(args, checkpoint: Checkpoint | None) -> None:
+def remove_foreign_states(args: Namespace, checkpoint: Checkpoint | None) -> None:
     """Empty the folder of training states, unless the run goes on from one in it."""
     root = _root(args)
     if _writes(args) and not (checkpoint and _is_inside(checkpoint.folder, root)):
@@ -137,33 +144,26 @@ def remove_foreign_states(args, checkpoint: Checkpoint | None) -> None:
     distributed.barrier()
 
 
-def find_checkpoint(args, device: torch.device) -> Checkpoint | None:
+def find_checkpoint(args: Namespace, device: torch.device) -> Checkpoint | None:
     """The training state that --resume_from_checkpoint means; every rank gets the same.
 
-    Args:
-        args: resume_from_checkpoint, output_dir and use_node_local_storage count.
-        device: of this rank.
-
-    Returns:
-        None without the flag, and for `latest` where nothing was saved yet.
+    None without the flag, and for `latest` where nothing was saved yet.
 
     Raises:
         InputError: PATH is not a whole training state, or none is whole.
     """
-    root = _root(args)
-    wanted = args.resume_from_checkpoint
+    root, wanted = _root(args), args.resume_from_checkpoint
     if wanted is None:
         return None
-    steps = distributed.from_main(_steps(root))
-    folders = [root / f"step_{step}" for step in reversed(steps)]
-    if wanted != "latest":
-        folders = [Path(wanted)]
+    folders = [Path(wanted)]
+    if wanted == "latest":
+        steps = distributed.from_main(_steps(root))
+        folders = [root / f"step_{step}" for step in reversed(steps)]
     for folder in folders:
-        fault = _find_fault(folder, args.use_node_local_storage)
-        if not distributed.max_over_ranks(int(fault is not None), device):
+        fault = _find_fault(folder, args, device)
+        if fault is None:
             distributed.log(f"going on from {folder}")
             return _read(folder)[0]
-        fault = fault or "another process finds a fault in its part"
         if wanted != "latest":
             raise InputError(
                 f"--resume_from_checkpoint {folder}: not a whole training state: {fault}. Give the "
@@ -179,24 +179,22 @@ def find_checkpoint(args, device: torch.device) -> Checkpoint | None:
     return None
 
 
-def save_checkpoint(engine, args, progress: Progress, **others) -> Path:
-    """Save the training state; every rank calls it.
+def save_checkpoint(
+    engine: "DeepSpeedEngine", args: Namespace, progress: Progress, **others: object
+) -> Path:
+    """Save the training state, and return its folder; every rank calls it.
 
     Everything goes to a folder of another name first: under its own name a state is whole.
 
     Args:
-        engine: the DeepSpeed engine.
+        engine: holds the state.
         args: output_dir, save_total_limit and use_node_local_storage count.
         progress: how far the run is.
         others: log, run and batch of the Checkpoint.
-
-    Returns:
-        The folder.
     """
     root = _root(args)
     folder = root / f"step_{progress.step}"
-    fault = _find_fault(folder, args.use_node_local_storage)
-    if not distributed.max_over_ranks(int(fault is not None), engine.device):
+    if _find_fault(folder, args, engine.device) is None:
         return folder  # the run came from here
     partial = folder.with_name(folder.name + PARTIAL)
     writes = _writes(args)
@@ -217,21 +215,19 @@ def save_checkpoint(engine, args, progress: Progress, **others) -> Path:
         if folder.exists():  # a broken one, which was passed over
             shutil.rmtree(folder)
         partial.rename(folder)
-        _write_latest(root, folder.name)
-        if args.save_total_limit:
-            _remove_old(root, progress.step, args.save_total_limit)
+        write_whole(root / "latest", folder.name)
+        saved = [step for step in _steps(root) if step <= progress.step]
+        for old in saved[: -args.save_total_limit] if args.save_total_limit else ():
+            # Under another name first, so that a state is never half there under its own.
+            removed = root / f"step_{old}{PARTIAL}"
+            (root / f"step_{old}").rename(removed)
+            shutil.rmtree(removed)
     distributed.barrier()
     return folder
 
 
-def load_checkpoint(engine, checkpoint: Checkpoint, folder: Path) -> None:
-    """Load weights, optimiser, schedule and loss scale; every rank calls it.
-
-    Args:
-        engine: a new DeepSpeed engine.
-        checkpoint: the training state.
-        folder: from `reshard`.
-    """
+def load_checkpoint(engine: "DeepSpeedEngine", checkpoint: Checkpoint, folder: Path) -> None:
+    """Load weights, optimiser, schedule and loss scale from what `reshard` gave; on every rank."""
     groups = [dict(group) for group in engine.optimizer.param_groups]
     path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
     if path is None:
@@ -245,7 +241,7 @@ def load_checkpoint(engine, checkpoint: Checkpoint, folder: Path) -> None:
             shutil.rmtree(folder.parent)
 
 
-def _repair_optimizer(engine, groups: list[dict]) -> None:
+def _repair_optimizer(engine: "DeepSpeedEngine", groups: list[dict]) -> None:
     """Undo what loading a universal checkpoint does to the optimiser in ZeRO-3.
 
     DeepSpeed 0.19 gives all groups the first one's settings (also its weight decay), and all states
@@ -260,16 +256,11 @@ def _repair_optimizer(engine, groups: list[dict]) -> None:
             state["step"] = state["step"].clone()
 
 
-def reshard(checkpoint: Checkpoint, ds_config: dict, args) -> Path:
+def reshard(checkpoint: Checkpoint, ds_config: dict, args: Namespace) -> Path:
     """Where the engine loads a training state from; every rank calls it.
 
     States of ZeRO are in pieces, one a rank. For another number of ranks DeepSpeed's universal
-    checkpoint (arXiv 2406.18820) is made out of them, and the configuration told so.
-
-    Args:
-        checkpoint: the training state.
-        ds_config: the DeepSpeed configuration; changed in place.
-        args: use_node_local_storage and offload count.
+    checkpoint (arXiv 2406.18820) is made out of them, and `ds_config` is told so, in place.
 
     Raises:
         InputError: the pieces are on several disks, or not of that form.
@@ -319,7 +310,15 @@ def _steps(root: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def _find_fault(folder: Path, node_local: bool) -> str | None:
+def _find_fault(folder: Path, args: Namespace, device: torch.device) -> str | None:
+    """What is wrong with a training state; None, on every rank, if no rank finds a fault."""
+    fault = _find_own_fault(folder, args.use_node_local_storage)
+    if distributed.max_over_ranks(int(fault is not None), device):
+        return fault or "another process finds a fault in its part"
+    return None
+
+
+def _find_own_fault(folder: Path, node_local: bool) -> str | None:
     """What is wrong with a training state, as far as this rank looks; None if nothing."""
     try:
         _, files = _read(folder)
@@ -348,18 +347,3 @@ def _read(folder: Path) -> tuple[Checkpoint, dict[str, int]]:
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     files, progress = state.pop("files"), Progress(**state.pop("progress"))
     return Checkpoint(folder, progress, **state), files
-
-
-def _write_latest(root: Path, name: str) -> None:
-    partial = root / f"latest{PARTIAL}"
-    partial.write_text(name, encoding="utf-8")
-    os.replace(partial, root / "latest")
-
-
-def _remove_old(root: Path, step: int, limit: int) -> None:
-    """Keep the newest `limit` states up to this step."""
-    for old in [number for number in _steps(root) if number <= step][:-limit]:
-        # Under another name first, so that a state is never half there under its own.
-        removed = root / f"step_{old}{PARTIAL}"
-        (root / f"step_{old}").rename(removed)
-        shutil.rmtree(removed)

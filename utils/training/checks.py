@@ -1,17 +1,21 @@
 """What a saved model must pass before it is trusted: checks on a fixed sample."""
 
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from utils import distributed
 from utils.arguments import InputError
 from utils.data.batching import make_collator
+from utils.data.tokenization import ComparisonTokenizer
 from utils.evaluation.metrics import comparison_sums, summarize
 from utils.evaluation.scoring import score_batches
 from utils.model import hub
+from utils.model.reward_model import RewardModel
 
 COMPARISONS = 32
 BATCH_SIZE = 4  # comparisons; so small that no batch needs more memory than training did
@@ -51,12 +55,14 @@ class ModelChecks:
 
     Args:
         args: batch_layout, pad_to_multiple_of and trust_remote_code count.
-        rows: data set of tokenised comparisons, of which a fixed sample is taken.
-        encoder: the ComparisonTokenizer that made them.
+        rows: tokenised comparisons, of which a fixed sample is taken.
+        encoder: made them.
         device: of this rank.
     """
 
-    def __init__(self, args, rows, encoder, device: torch.device):
+    def __init__(
+        self, args: Namespace, rows: Dataset, encoder: ComparisonTokenizer, device: torch.device
+    ):
         chosen = np.random.default_rng(0).permutation(len(rows))[:COMPARISONS]
         self.rows = rows.select(chosen).to_list()
         self.args, self.encoder, self.device = args, encoder, device
@@ -119,16 +125,10 @@ class ModelChecks:
         fits = torch.cuda.mem_get_info(self.device)[0] > 1.5 * weights
         return self.device if fits else torch.device("cpu")
 
-    def _load(self, folder: Path) -> torch.nn.Module:
-        model, _ = hub.load_model(
-            str(folder),
-            hub.load_config(str(folder), self.args.trust_remote_code),
-            self.encoder.tokenizer,
-            dtype=self.dtype,
-            layout=self.args.batch_layout,
-            trust_remote_code=self.args.trust_remote_code,
-        )
-        return model
+    def _load(self, folder: Path) -> RewardModel:
+        path, trust, layout = str(folder), self.args.trust_remote_code, self.args.batch_layout
+        arguments = path, hub.load_config(path, trust), self.encoder.tokenizer, self.dtype, layout
+        return hub.load_model(*arguments, trust_remote_code=trust)[0]
 
     def _score(self, model, device, layout: str, batch_size: int = BATCH_SIZE) -> torch.Tensor:
         """Scores of the sample, float32 [N] in CPU memory."""
@@ -145,11 +145,11 @@ class ModelChecks:
         return Check(name, finding, difference <= allowed)  # not, where they are NaN
 
     def _swap_labels(self, scores: torch.Tensor) -> Check:
-        reversed_rows = [{**row, "ranks": [-rank for rank in row["ranks"]]} for row in self.rows]
-        accuracy, swapped = (self._accuracy(rows, scores) for rows in (self.rows, reversed_rows))
-        finding = f"accuracy {accuracy:.4f}, with reversed ranks {swapped:.4f}"
-        return Check("label swap", finding, abs(accuracy + swapped - 1) < 1e-9)
+        def accuracy(sign: int) -> float:
+            rows = [{**row, "ranks": [sign * rank for rank in row["ranks"]]} for row in self.rows]
+            batch = make_collator(self.encoder, "padded")(rows, [1.0] * len(rows))
+            return summarize(comparison_sums(scores, batch).sum(dim=0))["accuracy"]
 
-    def _accuracy(self, rows: list[dict], scores: torch.Tensor) -> float:
-        batch = make_collator(self.encoder, "padded")(rows, [1.0] * len(rows))
-        return summarize(comparison_sums(scores, batch).sum(dim=0))["accuracy"]
+        given, swapped = accuracy(1), accuracy(-1)
+        finding = f"accuracy {given:.4f}, with reversed ranks {swapped:.4f}"
+        return Check("label swap", finding, abs(given + swapped - 1) < 1e-9)

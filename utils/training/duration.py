@@ -1,18 +1,20 @@
 """How long training will take, from the time that small parts of it take on this device."""
 
 import copy
-import time
+import timeit
+from argparse import Namespace
 from collections.abc import Callable
 
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from utils.model.hub import DTYPES
+
 ROUNDS = 3
 
 
 def estimate_seconds(
-    args,
+    args: Namespace,
     config: PreTrainedConfig,
     device: torch.device,
     tokens: int,
@@ -35,13 +37,12 @@ def estimate_seconds(
         length: of an average sequence in tokens.
         world_size: number of such devices.
     """
-    size = args.per_device_train_batch_size
-    micro_batches = args.num_train_epochs * comparisons / size / world_size
     if args.max_tokens_per_micro_batch:
-        micro_batches = (
-            args.num_train_epochs * tokens / args.max_tokens_per_micro_batch / world_size
-        )
-    rows = max(round(tokens * args.num_train_epochs / world_size / micro_batches / length), 1)
+        an_epoch = tokens / args.max_tokens_per_micro_batch / world_size
+    else:
+        an_epoch = comparisons / args.per_device_train_batch_size / world_size
+    micro_batches = args.num_train_epochs * an_epoch
+    rows = max(round(tokens / world_size / an_epoch / length), 1)
     ids = torch.randint(config.vocab_size, (rows, max(round(length), 1)), device=device)
     one, weights, update = _time_layers(args, config, 1, ids)
     two, more_weights, _ = _time_layers(args, config, 2, ids)
@@ -51,7 +52,9 @@ def estimate_seconds(
     return micro_batches * (one + layers * max(two - one, 0.0)) + steps * update
 
 
-def _time_layers(args, config, layers: int, ids: torch.Tensor) -> tuple[float, int, float]:
+def _time_layers(
+    args: Namespace, config: PreTrainedConfig, layers: int, ids: torch.Tensor
+) -> tuple[float, int, float]:
     """Seconds of a micro-batch with so many layers, its weights, and seconds of the optimiser."""
     config = copy.deepcopy(config)
     config.num_hidden_layers, config.num_labels = layers, 1
@@ -66,13 +69,12 @@ def _time_layers(args, config, layers: int, ids: torch.Tensor) -> tuple[float, i
     return batch, sum(p.numel() for p in model.parameters()), update
 
 
-def _best(run: Callable[[], None]) -> float:
+def _best(run: Callable[[], object]) -> float:
     """Shortest time of a few rounds in seconds; the first one also warms up."""
-    times = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
+
+    def run_to_the_end() -> None:
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return min(times)
+
+    return min(timeit.repeat(run_to_the_end, number=1, repeat=ROUNDS))

@@ -1,18 +1,23 @@
 """From the command line to a DeepSpeed engine."""
 
 import json
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from utils.arguments import InputError
 from utils.training.optimizer import build_optimizer, build_scheduler, parameter_groups
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
-def resolve_precision(args, device: torch.device) -> list[str]:
+def resolve_precision(args: Namespace, device: torch.device) -> list[str]:
     """Fill in --dtype, and the ZeRO stage that bf16 needs; returns sentences that say so.
 
     Raises:
@@ -34,7 +39,7 @@ def resolve_precision(args, device: torch.device) -> list[str]:
     return notes
 
 
-def deepspeed_config(args, world_size: int) -> dict:
+def deepspeed_config(args: Namespace, world_size: int) -> dict:
     """The DeepSpeed configuration that the arguments mean; a pure function.
 
     --deepspeed_config is merged over it, entry by entry.
@@ -71,38 +76,35 @@ def deepspeed_config(args, world_size: int) -> dict:
     return config
 
 
-def _monitors(args) -> dict:
-    """The entries of DeepSpeed's monitor for --monitor."""
+def _monitors(args: Namespace) -> dict[str, dict]:
+    """The entries of DeepSpeed's monitors for --monitor."""
     tensorboard = args.tensorboard_path or str(Path(args.output_dir) / "tensorboard")
     entries = {
         "tensorboard": {"output_path": tensorboard, "job_name": "reward_model"},
         "wandb": {"project": "reward_model"},
         "comet": {"project": "reward_model", "samples_log_interval": 1},
-        "csv": {"output_path": args.output_dir, "job_name": "csv"},
+        "csv_monitor": {"output_path": args.output_dir, "job_name": "csv"},
     }
     return {
-        {"csv": "csv_monitor"}.get(name, name): {"enabled": name in args.monitor, **entry}
+        name: {"enabled": name.removesuffix("_monitor") in args.monitor, **entry}
         for name, entry in entries.items()
     }
 
 
-def build_engine(model: torch.nn.Module, config: dict, args, total_steps: int):
-    """Hand the model to DeepSpeed; an optimizer or scheduler in the config file takes precedence.
-
-    Returns:
-        The DeepSpeed engine.
-    """
+def build_engine(
+    model: torch.nn.Module, config: dict, args: Namespace, total_steps: int
+) -> "DeepSpeedEngine":
+    """Hand the model to DeepSpeed; an optimizer or scheduler in `config` takes precedence."""
     import deepspeed
 
     groups = parameter_groups(model, args)
-    own_optimizer = "optimizer" not in config
-    own_scheduler = "scheduler" not in config
-    schedule = partial(build_scheduler, args=args, total_steps=total_steps)
+    optimizer = None if "optimizer" in config else build_optimizer(groups, bool(args.offload))
+    scheduler = partial(build_scheduler, args=args, total_steps=total_steps)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=groups,
-        optimizer=build_optimizer(groups, bool(args.offload)) if own_optimizer else None,
-        lr_scheduler=schedule if own_scheduler else None,
+        optimizer=optimizer,
+        lr_scheduler=None if "scheduler" in config else scheduler,
         config=config,
     )
     # DeepSpeed's own events count samples, not steps: W&B would drop ours between them.
@@ -113,7 +115,7 @@ def build_engine(model: torch.nn.Module, config: dict, args, total_steps: int):
     return engine
 
 
-def gather_weights(engine) -> dict[str, torch.Tensor]:
+def gather_weights(engine: "DeepSpeedEngine") -> dict[str, torch.Tensor]:
     """All weights by the names of the Transformers model; every rank calls it.
 
     In stage 3 the first rank alone gets them, the others an empty dict.
@@ -125,12 +127,12 @@ def gather_weights(engine) -> dict[str, torch.Tensor]:
     return {name.removeprefix("model."): weight for name, weight in state.items()}
 
 
-def step_engine(engine) -> float:
+def step_engine(engine: "DeepSpeedEngine") -> float:
     """Let the optimiser step, and return the norm of all gradients before clipping."""
-    norm = None
+    gradients = []
     if engine.zero_optimization_stage() == 0:  # DeepSpeed tells the norm in the other stages
         gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients)
     engine.step()
     told = engine.get_global_grad_norm()
     return float(norm if told is None else told)

@@ -5,21 +5,32 @@ import math
 import platform
 import shutil
 import subprocess
+from argparse import Namespace
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+import scipy  # loads its parts when they are first used
 import torch
 
 from utils import distributed
 from utils.evaluation.metrics import SOURCE_METRICS, SUMS, summarize
+from utils.evaluation.plots import ACCENT, DARK, LIGHT, picture
 from utils.evaluation.tables import TextTable, print_table
 from utils.training.throughput import Throughput
+
+if TYPE_CHECKING:
+    from deepspeed.monitor.monitor import MonitorMaster
 
 SHOWN_SOURCES = 20
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "accelerate", "peft")
 
 
-def write_arguments(args, ds_config: dict, counts: dict, global_batch_size: float) -> None:
+def write_arguments(
+    args: Namespace, ds_config: dict, counts: dict, global_batch_size: float
+) -> None:
     """Write training_args.json: arguments, versions, git commit, counts of the data."""
     if not distributed.is_main():
         return
@@ -54,9 +65,9 @@ class RunLog:
 
     def __init__(
         self,
-        args,
+        args: Namespace,
         total_steps: int,
-        monitor,
+        monitor: "MonitorMaster",
         throughput: Throughput,
         step: int = 0,
         before: dict | None = None,
@@ -66,13 +77,12 @@ class RunLog:
         self.total_steps = total_steps
         self.monitor = monitor
         self.throughput = throughput
-        start = {"lines": [], "sums": 0, "seconds": 0.0, "seconds_before": 0.0, "latest": None}
-        before = before or start
+        before = before or {"lines": [], "sums": 0.0, "seconds": 0.0, "latest": None}
         self.lines: list[dict] = before["lines"]
         # Of the steps since the last line.
         self.sums = torch.tensor(before["sums"], dtype=torch.float64)
-        self.seconds, self.latest = before["seconds"], before["latest"]
-        self.seconds_before = before["seconds_before"]
+        self.seconds: float = before["seconds"]
+        self.latest: Sequence[dict] = before["latest"]
         self.bar = distributed.progress(initial=step, total=total_steps, desc="Training")
         if distributed.is_main():
             self.file.write_text("".join(map(_json_line, self.lines)), encoding="utf-8")
@@ -83,7 +93,6 @@ class RunLog:
             "lines": self.lines,
             "sums": self.sums.tolist(),
             "seconds": self.seconds,
-            "seconds_before": self.seconds_before,
             "latest": self.latest,
         }
 
@@ -91,7 +100,9 @@ class RunLog:
         """Those of the evaluations so far."""
         return [line["eval_accuracy"] for line in self.lines if "eval_accuracy" in line]
 
-    def step(self, step: int, epoch: float, sums: torch.Tensor, seconds: float, **values) -> None:
+    def step(
+        self, step: int, epoch: float, sums: torch.Tensor, seconds: float, **values: float
+    ) -> None:
         """Count a step; every `logging_steps` of them become a line.
 
         Args:
@@ -114,8 +125,8 @@ class RunLog:
         result = summarize(self.sums[: len(SUMS)])
         seen, loss = self.sums[len(SUMS) : len(SUMS) + 2].tolist()
         rates = self.throughput.rates(seen, self.sums[len(SUMS) + 2 :], self.seconds)
-        self.seconds_before += self.seconds
-        rates["seconds"] = self.seconds_before
+        earlier = (line["seconds"] for line in reversed(self.lines) if "seconds" in line)
+        rates["seconds"] = next(earlier, 0.0) + self.seconds
         result["loss"] = loss / seen  # the one that trains; an evaluation's is Bradley-Terry's
         shown = {name: result[name] for name in ("loss", "accuracy", "margin")}
         self._write({**place, **shown, **values, **rates}, "train")
@@ -189,35 +200,37 @@ def draw_curves(lines: list[dict], path: Path) -> None:
         lines: the lines of metrics.jsonl.
         path: of the picture.
     """
-    from matplotlib.figure import Figure
+    panels = {
+        "loss": "loss (nats a pair)",
+        "accuracy": "accuracy (share of pairs)",
+        "margin": "margin (score difference)",
+        "lr": "learning rate",
+    }
+    with picture(path, height=6.8) as figure:
+        grid = figure.subplots(2, 2, sharex=True)
+        for axes, (name, label) in zip(grid.flat, panels.items(), strict=True):
+            _draw_curve(axes, lines, name)
+            axes.set_ylabel(label)
+        for axes in grid[1]:
+            axes.set_xlabel("step")
+        grid[1, 1].yaxis.set_major_formatter("{x:g}")
+        labelled = grid[0, 0].get_legend_handles_labels()
+        figure.legend(*labelled, loc="outside upper right", ncols=3)
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    panels = (
-        ("loss", "loss (nats a pair)"),
-        ("accuracy", "accuracy (share of pairs)"),
-        ("margin", "margin (better minus worse score)"),
-        ("lr", "learning rate"),
-    )
-    for axes, (name, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        train = [(line["step"], line[name]) for line in lines if name in line]
-        evaluation = [(ln["step"], ln[f"eval_{name}"]) for ln in lines if f"eval_{name}" in ln]
-        if train:
-            steps, values = zip(*train, strict=True)
-            axes.plot(steps, values, color="#9ecae1", linewidth=1)
-            if name == "lr":
-                axes.lines[-1].set(color="#08519c", linewidth=1.5)
-            else:
-                axes.plot(steps, _smooth(values), color="#08519c", label="training (smoothed)")
-        if evaluation:
-            steps, values = zip(*evaluation, strict=True)
-            axes.plot(steps, values, color="#d94801", marker="o", label="evaluation")
-        axes.set(xlabel="step", ylabel=label)
-        axes.grid(color="0.9")
-        axes.spines[["top", "right"]].set_visible(False)
-        if name != "lr":
-            axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+
+def _draw_curve(axes, lines: list[dict], name: str) -> None:
+    """A value of training lines, as it is and smoothed, and of evaluations."""
+    train = [(line["step"], line[name]) for line in lines if name in line]
+    evaluation = [(ln["step"], ln[f"eval_{name}"]) for ln in lines if f"eval_{name}" in ln]
+    if train and name == "lr":
+        axes.plot(*zip(*train, strict=True), color=DARK)
+    elif train:
+        steps, values = zip(*train, strict=True)
+        axes.plot(steps, values, color=LIGHT, linewidth=1.2, label="training")
+        axes.plot(steps, _smooth(values), color=DARK, label="training, smoothed")
+    if evaluation:
+        steps, values = zip(*evaluation, strict=True)
+        axes.plot(steps, values, color=ACCENT, linestyle="--", marker="o", label="evaluation")
 
 
 def _git_commit() -> str | None:
@@ -244,10 +257,7 @@ def _figure(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def _smooth(values, keep: float = 0.9) -> list[float]:
+def _smooth(values: Sequence[float], keep: float = 0.9) -> np.ndarray:
     """Exponential moving average, corrected for its start."""
-    smoothed, mean, mass = [], 0.0, 0.0
-    for value in values:
-        mean, mass = keep * mean + (1 - keep) * value, keep * mass + (1 - keep)
-        smoothed.append(mean / mass)
-    return smoothed
+    mean = scipy.signal.lfilter([1 - keep], [1, -keep], values)
+    return mean / (1 - keep ** np.arange(1, len(values) + 1))

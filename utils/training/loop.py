@@ -4,7 +4,10 @@ import re
 import shlex
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
@@ -18,42 +21,40 @@ from utils.training.engine import step_engine
 from utils.training.log import RunLog
 from utils.training.loss import training_loss
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
+
+@dataclass
 class Trainer:
     """Runs steps from where `progress` stands to the end of `log.total_steps`.
 
     Attributes:
-        result: of the last evaluation (scoring.evaluate).
-
-    Args:
         args: the command line.
-        engine: the DeepSpeed engine.
+        engine: runs the model.
         device: of this rank.
         log: where metrics go.
         progress: how far the run is; kept up to date.
-        comparisons: number of them in an epoch.
+        epoch_size: comparisons of an epoch.
         run: what training states are saved with: run and batch of a Checkpoint.
         save_model: saves the model, given the result of its evaluation; for --save_best.
         best_accuracy: of the model that it has saved before.
+        result: of the last evaluation (scoring.evaluate).
     """
 
-    def __init__(
-        self,
-        args,
-        engine,
-        device: torch.device,
-        log: RunLog,
-        progress: Progress,
-        comparisons: int,
-        run: dict,
-        save_model: Callable[[dict], None],
-        best_accuracy: float = -1.0,
-    ):
-        self.args, self.engine, self.device = args, engine, device
-        self.log, self.progress, self.comparisons = log, progress, comparisons
-        self.run, self.save_model, self.best_accuracy = run, save_model, best_accuracy
-        self.stop = distributed.StopSignal(device)
-        self.result: dict = {}
+    args: Namespace
+    engine: "DeepSpeedEngine"
+    device: torch.device
+    log: RunLog
+    progress: Progress
+    epoch_size: int
+    run: dict
+    save_model: Callable[[dict], None]
+    best_accuracy: float = -1.0
+    result: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.stop = distributed.StopSignal(self.device)
 
     def train(
         self,
@@ -120,7 +121,7 @@ class Trainer:
     def _step(self, batches: Iterator[Batch]) -> None:
         started, learning_rate = time.perf_counter(), self.engine.get_lr()[0]
         sums, norm = run_step(self.args, self.engine, batches, self.device, self.progress.step + 1)
-        self.progress.advance(round(float(sums[len(SUMS)])), self.comparisons)
+        self.progress.advance(round(float(sums[len(SUMS)])), self.epoch_size)
         seconds = time.perf_counter() - started
         values = {"lr": learning_rate, "grad_norm": norm}
         if self.args.dtype == "fp16":
@@ -128,14 +129,14 @@ class Trainer:
         self.log.step(self.progress.step, self._epoch(), sums, seconds, **values)
 
     def _epoch(self) -> float:
-        return self.progress.epoch + self.progress.seen / self.comparisons
+        return self.progress.epoch + self.progress.seen / self.epoch_size
 
-    def _save_state(self):
+    def _save_state(self) -> None:
         state = {"log": self.log.state(), **self.run}
         folder = save_checkpoint(self.engine, self.args, self.progress, **state)
         distributed.log(f"step {self.progress.step}: training state saved in {folder}")
 
-    def _leave(self, code: int) -> None:
+    def _leave(self, code: int) -> NoReturn:
         """Save the training state after a signal, say how to go on, and end the process."""
         self._save_state()
         self.log.close()
@@ -149,13 +150,17 @@ class Trainer:
 
 
 def run_step(
-    args, engine, batches: Iterator[Batch], device: torch.device, step: int
+    args: Namespace,
+    engine: "DeepSpeedEngine",
+    batches: Iterator[Batch],
+    device: torch.device,
+    step: int,
 ) -> tuple[torch.Tensor, float]:
     """Forward and backward over the micro-batches of one step, then the optimiser.
 
     Args:
         args: seed, gradient_accumulation_steps, dtype and the flags of the loss count.
-        engine: the DeepSpeed engine.
+        engine: runs the model.
         batches: the next micro-batches of this rank.
         device: of this rank.
         step: number of the step. Dropout depends on it, the seed and the rank alone, so that a

@@ -5,6 +5,7 @@ pairs of a comparison, then over comparisons, as in InstructGPT (arXiv 2203.0215
 """
 
 import math
+from argparse import Namespace
 
 import torch
 from torch.nn.functional import logsigmoid
@@ -12,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from utils.data.batching import Batch, LossInputs
 
 
-def loss_inputs(args) -> LossInputs:
+def loss_inputs(args: Namespace) -> LossInputs:
     """What batches must carry for the loss of a command line."""
     return LossInputs(
         margins=args.margin,
@@ -24,30 +25,33 @@ def loss_inputs(args) -> LossInputs:
 
 
 def training_loss(
-    args, scores: torch.Tensor, values: torch.Tensor | None, batch: Batch
+    args: Namespace, scores: torch.Tensor, values: torch.Tensor | None, batch: Batch
 ) -> torch.Tensor:
-    """The loss that the command line asks for.
+    """The loss that the command line asks for: each --loss has its case here.
 
     Args:
         args: the flags of the loss.
         scores: float [N].
-        values: float [B * T], of all tokens, for the loss of tokens; else None.
+        values: float [B * T], of all tokens, where `loss_inputs` asks for tokens; else None.
         batch: with what `loss_inputs` names.
 
     Returns:
         float32 scalar.
     """
     pairs, weight = batch.pairs, batch.weight
-    if args.loss == "plackett_luce":
-        loss = plackett_luce_loss(scores, pairs, weight, batch.answer_counts)
-    elif args.loss == "token_pairwise":
-        loss = token_pairwise_loss(values, batch.token_pairs, batch.token_owner, weight)
-    else:
-        target = 1.0 if batch.target is None else batch.target
-        target = target * (1 - args.label_smoothing) + (1 - target) * args.label_smoothing
-        margin = 0.0 if batch.margin is None else batch.margin
-        loss = pairwise_loss(scores, pairs, weight, margin, target, args.tie_threshold)
-    if batch.ties is not None:
+    match args.loss:
+        case "pairwise":
+            target = 1.0 if batch.target is None else batch.target
+            target = target * (1 - args.label_smoothing) + (1 - target) * args.label_smoothing
+            margin = 0.0 if batch.margin is None else batch.margin
+            loss = pairwise_loss(scores, pairs, weight, margin, target, args.tie_threshold)
+        case "plackett_luce":
+            loss = plackett_luce_loss(scores, pairs, weight, batch.answer_counts)
+        case "token_pairwise":
+            assert values is not None and batch.token_pairs is not None
+            assert batch.token_owner is not None
+            loss = token_pairwise_loss(values, batch.token_pairs, batch.token_owner, weight)
+    if batch.ties is not None and batch.tie_weight is not None:
         loss = loss + tie_loss(scores, batch.ties, batch.tie_weight, args.tie_threshold)
         pairs, weight = torch.cat([pairs, batch.ties]), torch.cat([weight, batch.tie_weight])
     if args.center_rewards_coefficient:
@@ -138,12 +142,11 @@ def plackett_luce_loss(
     largest = torch.zeros_like(scores).scatter_reduce(0, better, gap.detach(), "amax")
     sums = (-largest).exp().index_add(0, better, (gap - largest[better]).exp())
     terms = largest + sums.log()
-    owner = torch.arange(len(answer_counts), device=scores.device)
-    owner = owner.repeat_interleave(answer_counts)
+    comparisons = torch.arange(len(answer_counts), device=scores.device)
+    owner = comparisons.repeat_interleave(answer_counts)
     has_term = torch.bincount(better, minlength=len(scores)) > 0
     number = torch.zeros_like(answer_counts).index_add(0, owner, has_term.long())
-    total = torch.zeros(len(answer_counts), device=scores.device)
-    total = total.index_add(0, owner[better], weight)
+    total = scores.new_zeros(len(answer_counts)).index_add(0, owner[better], weight)
     return (terms * (total / number.clamp(min=1))[owner])[has_term].sum()
 
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from utils import distributed
+
 GIB = 2**30
 
 
@@ -62,14 +64,12 @@ def estimate_needs(
         yield Need(3, offload, device, host)
 
 
-def print_estimate(model: nn.Module, devices: int, nodes: int) -> None:
-    """Print what each stage needs for a model, and whether it fits this machine.
-
-    Args:
-        model: on any device, also meta.
-        devices: of each node; without a GPU, processes.
-        nodes: number of nodes.
-    """
+def print_estimate(model: nn.Module) -> None:
+    """Print what each stage needs for a model (on any device, also meta), and whether it fits."""
+    if not distributed.is_main():
+        return
+    devices = distributed.local_world_size()
+    nodes = distributed.world_size() // devices
     parameters = sum(p.numel() for p in model.parameters())
     layers = (sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules())
     host_memory, device_memory = psutil.virtual_memory().total, None
@@ -83,10 +83,9 @@ def print_estimate(model: nn.Module, devices: int, nodes: int) -> None:
             fits = need.device * devices + need.host <= host_memory
         else:
             fits = need.device <= device_memory and need.host <= host_memory
-        sizes = (f"{need.device / GIB:.2f}", f"{need.host / GIB:.2f}")
-        table.add_row(
-            str(need.stage), "cpu" if need.offload else "", *sizes, "yes" if fits else "no"
-        )
+        sizes = (f"{size / GIB:.2f}" for size in (need.device, need.host))
+        offload = "cpu" if need.offload else ""
+        table.add_row(str(need.stage), offload, *sizes, "yes" if fits else "no")
     Console().print(table)
     has = f"{host_memory / GIB:.1f} GiB a node"
     if device_memory is not None:

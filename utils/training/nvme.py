@@ -1,11 +1,15 @@
 """What --offload nvme needs beyond DeepSpeed's configuration."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from utils.arguments import InputError
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 
 def check_nvme() -> None:
@@ -34,20 +38,15 @@ def fit_buffers(config: dict, model: nn.Module, world_size: int) -> None:
         world_size: number of ranks, which share each parameter.
     """
     largest = max(parameter.numel() for parameter in model.parameters())
-    config["zero_optimization"]["offload_param"].setdefault(
-        "buffer_size", -(-largest // world_size)
-    )
+    place = config["zero_optimization"]["offload_param"]
+    place.setdefault("buffer_size", -(-largest // world_size))
 
 
-def load_optimizer(engine, folder: Path) -> None:
+def load_optimizer(engine: "DeepSpeedEngine", folder: Path) -> None:
     """Load the optimiser's states, which DeepSpeed 0.19 only half does where they are in files.
 
     `engine.load_checkpoint` copies the files back, but neither tells the optimiser of them nor
     loads what is too small for a file (under 1 MiB), nor the number of the step.
-
-    Args:
-        engine: after `load_checkpoint`.
-        folder: of the training state.
     """
     zero = engine.optimizer
     path = engine._get_zero_ckpt_name(str(folder.parent), folder.name)

@@ -1,13 +1,16 @@
 """Decay groups, the optimiser and its schedule."""
 
+from argparse import Namespace
+
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 BETAS = (0.9, 0.95)  # DeepSpeed-Chat's
 
 
-def parameter_groups(model: nn.Module, args) -> list[dict]:
+def parameter_groups(model: nn.Module, args: Namespace) -> list[dict]:
     """Group what trains: decayed or not (biases and norms), adapters or not.
 
     Args:
@@ -22,11 +25,11 @@ def parameter_groups(model: nn.Module, args) -> list[dict]:
             groups.setdefault((is_matrix, "lora_" in name), []).append(parameter)
     return [
         {
-            "params": parameters,
+            "params": groups[is_matrix, is_lora],
             "weight_decay": args.weight_decay if is_matrix else 0.0,
             "lr": args.lora_learning_rate if is_lora else args.learning_rate,
         }
-        for (is_matrix, is_lora), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for is_matrix, is_lora in sorted(groups)
     ]
 
 
@@ -39,7 +42,9 @@ def build_optimizer(groups: list[dict], offload: bool) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=BETAS, fused=True)
 
 
-def build_scheduler(optimizer, args, total_steps: int):
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, args: Namespace, total_steps: int
+) -> LRScheduler:
     """The learning-rate schedule over `total_steps` optimiser steps, warm-up included."""
     return get_scheduler(
         args.lr_scheduler_type,

@@ -1,14 +1,19 @@
-"""What a run still has to compute: its micro-batches, counted before the first one runs."""
+"""What a run still has to compute: its micro-batches, counted and shown before the first runs."""
 
-from collections.abc import Callable, Iterable
+import json
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from utils import distributed
-from utils.data.batching import Batch, load_batches
+from utils.data.batching import Batch, Collate, load_batches
+from utils.data.cache import Encoder
+from utils.data.files import Rows
 from utils.data.sampling import Grouping, TrainingPlan, evaluation_plan, padded_tokens
+from utils.data.tokenization import ComparisonTokenizer
 from utils.data.training_data import TrainingData
 from utils.data.training_stream import TrainingStream
 from utils.evaluation.scoring import Sources
@@ -29,7 +34,7 @@ class RunPlan(NamedTuple):
 
     Attributes:
         batches: micro-batches, `gradient_accumulation_steps` of them a step.
-        steps: number of steps.
+        total_steps: steps of the whole run, with those that are done.
         epoch_size: comparisons of an epoch; of a stream those of the whole run.
         batch_size: comparisons of a step over all ranks; their mean where they differ.
         run: what a training state must share with the run, by the names users know.
@@ -38,7 +43,7 @@ class RunPlan(NamedTuple):
     """
 
     batches: Iterable[Batch]
-    steps: int
+    total_steps: int
     epoch_size: int
     batch_size: float
     run: dict
@@ -46,71 +51,96 @@ class RunPlan(NamedTuple):
     tokens: dict[str, int] | None
 
 
-def plan_run(args, data: TrainingData, collate: Callable, progress: Progress, device) -> RunPlan:
-    """Plan what is left of the epochs.
-
-    Args:
-        args: the command line.
-        data: what trains.
-        collate: makes a batch of tokenised comparisons and weights.
-        progress: how far the run is.
-        device: for sums over the ranks.
-    """
+def plan_run(
+    args: Namespace, data: TrainingData, collate: Collate, progress: Progress, device: torch.device
+) -> RunPlan:
+    """Plan what is left of the epochs over data that are not a stream."""
+    assert data.train is not None and data.train_sizes is not None
     grouping = _grouping(args, data.train_sizes, args.per_device_train_batch_size)
     plan = partial(TrainingPlan, grouping, distributed.rank(), args.seed, mixture=data.mixture)
     left = plan(range(progress.epoch, args.num_train_epochs), progress.seen)
-    steps = left.steps
+    total_steps = progress.step + left.steps
     if args.max_steps:
-        steps = min(steps, max(args.max_steps - progress.step, 0))
+        total_steps = min(total_steps, max(args.max_steps, progress.step))
     epoch = plan(range(1))
     tokens = _count_tokens(data.train_sizes, epoch, device)
-    step_size = _step_size(args)
-    fixed = not args.max_tokens_per_micro_batch
-    sources = {"training comparisons": len(data.train), "tokens in an epoch": tokens["packed"]}
+    batch_size: float = _step_size(args)
+    if args.max_tokens_per_micro_batch:
+        batch_size = round(epoch.epoch_size / epoch.steps, 1)
+    run = _identity(args) | {"training comparisons": len(data.train)}
+    run["tokens in an epoch"] = tokens["packed"]
     if data.mixture:
-        sources["weights"] = list(data.mixture.weights)
-    return RunPlan(
-        load_batches(data.train, left, collate),
-        steps,
-        epoch.epoch_size,
-        step_size if fixed else round(epoch.epoch_size / epoch.steps, 1),
-        _identity(args) | sources,
-        step_size,
-        tokens,
-    )
+        run["weights"] = list(data.mixture.weights)
+    batches = load_batches(data.train, left, collate)
+    sizes = epoch.epoch_size, batch_size, run, _step_size(args), tokens
+    return RunPlan(batches, total_steps, *sizes)
 
 
-def plan_stream(args, sources, weights, collate: Callable, progress: Progress) -> RunPlan:
+def plan_stream(
+    args: Namespace,
+    sources: Sequence[tuple[Rows, Encoder]],
+    weights: Sequence[float] | None,
+    collate: Collate,
+    progress: Progress,
+) -> RunPlan:
     """Plan a run over rows that nobody has seen; its whole length is its one epoch.
 
     Args:
-        args: the command line.
+        args, collate, progress: as in `plan_run`.
         sources, weights: of a TrainingStream.
-        collate, progress: as in `plan_run`.
     """
-    steps, size = max(args.max_steps - progress.step, 0), _step_size(args)
+    total_steps, size = max(args.max_steps, progress.step), _step_size(args)
     stream = TrainingStream(
         sources,
         weights,
         partial(_grouping, args, batch_size=args.per_device_train_batch_size),
         collate,
-        steps,
+        total_steps - progress.step,
         args.seed,
         progress,
         ties=args.tie_threshold > 0,
         max_bad_rows=args.max_bad_rows,
     )
     run = _identity(args) | {"--data_path": args.data_path}
-    return RunPlan(stream, steps, args.max_steps * size, size, run, size, None)
+    return RunPlan(stream, total_steps, args.max_steps * size, size, run, size, None)
 
 
-def plan_evaluation(args, data: TrainingData, collate: Callable) -> tuple[Iterable, Sources]:
+def plan_evaluation(
+    args: Namespace, data: TrainingData, collate: Collate
+) -> tuple[Iterable[Batch], Sources]:
     """This rank's batches of an evaluation, and where their comparisons come from."""
     size = args.per_device_eval_batch_size
     grouping = _grouping(args, data.evaluation_sizes, size, accumulation=1)
     plan = evaluation_plan(grouping, distributed.rank(), args.eval_iters)
     sources = Sources.of(plan, data.evaluation["source"][:])
     return load_batches(data.evaluation, plan, collate), sources
+
+
+def show_plan(
+    args: Namespace,
+    ds_config: dict,
+    encoder: ComparisonTokenizer,
+    data: TrainingData,
+    plan: RunPlan,
+    collate: Collate,
+) -> None:
+    """Print what a run would do, for --dry_run; of a stream the batch is one to evaluate."""
+    distributed.log(f"global batch: {plan.batch_size:g} comparisons, {plan.total_steps} steps")
+    parts = {"arguments": vars(args), "DeepSpeed": ds_config, "data": data.counts}
+    for title, part in parts.items():
+        distributed.log(f"{title}: {json.dumps(part, indent=2)}")
+    table = data.train or data.evaluation
+    rows = table.select(range(min(2, len(table)))).to_list()
+    batch = collate(rows, [1.0] * len(rows))
+    distributed.log(
+        f"one batch, {args.batch_layout}, {batch.attention_mask.sum()} tokens, pairs (better, "
+        f"worse) {batch.pairs.tolist()}:"
+    )
+    ends = encoder.tokenizer.batch_decode(batch.input_ids.flatten()[batch.end_index][:, None])
+    sequences = [ids for row in rows for ids in row["input_ids"]]
+    for number, (ids, end) in enumerate(zip(sequences, ends, strict=True)):
+        text = encoder.tokenizer.decode(ids)
+        distributed.log(f"[{number}] {len(ids)} tokens, scored at {end}: {text!r}")
 
 
 def _grouping(args, sizes, batch_size: int, accumulation: int | None = None) -> Grouping:

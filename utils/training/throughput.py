@@ -4,6 +4,7 @@ import resource
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 # Dense bf16 and fp16 peaks in FLOP/s, from NVIDIA's data sheets; the first name that fits counts.
 PEAK_FLOPS = {
@@ -40,11 +41,11 @@ class Throughput:
         world_size: number of such devices.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, dtype: str, world_size: int):
+    def __init__(self, model: PreTrainedModel, device: torch.device, dtype: str, world_size: int):
         config = model.config
         embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-        looked_up = {id(p) for m in embeddings for p in m.parameters()}
-        weights = [p for p in model.parameters() if id(p) not in looked_up]
+        looked_up = {p for module in embeddings for p in module.parameters()}
+        weights = [p for p in model.parameters() if p not in looked_up]
         self.weights = sum(map(parameter_size, weights))
         self.trained = sum(parameter_size(p) for p in weights if p.requires_grad)
         self.attention = config.num_hidden_layers * config.hidden_size

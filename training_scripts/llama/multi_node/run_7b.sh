@@ -1,31 +1,24 @@
 #!/usr/bin/env bash
-# Llama 7B, all weights, on several machines: the launcher starts the others over ssh (pdsh).
+# Llama 2 7B, all weights, on several machines: the launcher starts the others over ssh (pdsh).
+#
+# Without ssh, or under Slurm: SCRIPT in run_350m_no_ssh.sh and run_350m_slurm.sh of
+# training_scripts/opt/multi_node.
 #
 #   HOSTFILE=my_hosts bash training_scripts/llama/multi_node/run_7b.sh [OUTPUT] [ZERO_STAGE] [flags]
 #
-# Hardware: the machines that HOSTFILE names, as for training_scripts/opt/multi_node/run_350m.sh:
-#           16 GPUs with 40 GB. Stage 3 spreads weights, gradients and optimizer states, about
-#           120 GB for 7 billion weights. With less memory, add --offload.
-# Expect:   16 GPUs take 64 comparisons a step.
+# Hardware: the machines that HOSTFILE names, as for training_scripts/opt/multi_node/run_350m.sh: 16
+#           GPUs with 24 GB. --estimate_memory: 7.4 GiB a GPU in stage 3 for weights, gradients and
+#           Adam (derived); activations come on top.
+# Expect:   64 comparisons a step on 16 GPUs.
+# Hyperparameters: learning rate, batch and epochs of InstructGPT's reward model of 6B (arXiv
+#           2203.02155, appendix C.2); warm-up and weight decay of Llama 2 (arXiv 2307.09288,
+#           sections 3.2.2 and 2.2), whose reward models take a rate of 1e-5 and 512 comparisons a
+#           step.
 # Override: HOSTFILE, MODEL, DATA (several, separated by spaces), MASTER_PORT
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../environment.sh"
 read_arguments output/llama-7b 3 "$@"
-HOSTFILE="${HOSTFILE:-$ROOT/training_scripts/opt/multi_node/hostfile}"
-MODEL="${MODEL:-meta-llama/Llama-2-7b-hf}"
-DATA="${DATA:-Dahoas/rm-static}"
-deepspeed --hostfile "$HOSTFILE" --master_port "${MASTER_PORT:-29500}" "$ROOT/main.py" \
-    --model_name_or_path "$MODEL" \
-    --data_path $DATA \
+train over_ssh meta-llama/Llama-2-7b-hf Dahoas/rm-static \
     --per_device_train_batch_size 4 \
-    --per_device_eval_batch_size 8 \
-    --max_seq_len 1024 \
-    --learning_rate 9e-6 \
-    --weight_decay 0.1 \
-    --num_train_epochs 1 \
-    --warmup_ratio 0.03 \
-    --gradient_checkpointing \
-    --zero_stage "$ZERO_STAGE" \
-    --enable_tensorboard \
-    --output_dir "$OUTPUT" \
-    ${FLAGS[@]+"${FLAGS[@]}"} 2>&1 | tee -i -a "$OUTPUT/training.log"
+    --learning_rate 9e-6 --warmup_ratio 0.03 --weight_decay 0.1 --num_train_epochs 1 \
+    --max_seq_len 1024 --per_device_eval_batch_size 8 --gradient_checkpointing

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-#SBATCH --job-name=opt-350m-reward
+#SBATCH --job-name=reward-model
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
@@ -9,9 +9,13 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #
-# OPT-350m as a Slurm job, which goes on by itself after its time limit or a preemption.
+# Training as a Slurm job, which goes on by itself after its time limit or a preemption.
 #
 #   sbatch training_scripts/opt/multi_node/run_350m_slurm.sh [OUTPUT] [ZERO_STAGE] [flags of main.py]
+#
+# It runs run_350m.sh of this folder, or any other script of one size:
+#
+#   SCRIPT=training_scripts/opt/single_node/run_13b.sh sbatch ...
 #
 # Submit it from the root of the project. Slurm's own flags stand before the script and override the
 # lines above: `sbatch --nodes 4 --partition gpu ...`.
@@ -23,34 +27,14 @@
 #
 # Hardware: nodes that share OUTPUT and this folder, with the GPUs that the lines above ask for.
 # Expect:   slurm-JOB.out and OUTPUT/training.log, which a requeued job continues.
-# Override: MODEL, DATA (several, separated by spaces), MASTER_ADDR (default: the job's first node),
-#           MASTER_PORT
+# Hyperparameters: those of SCRIPT.
+# Override: SCRIPT, MASTER_ADDR (default: the job's first node), MASTER_PORT (MODEL and DATA as in
+#           SCRIPT)
 set -euo pipefail
-source "${SLURM_SUBMIT_DIR:?: start it with sbatch}/training_scripts/environment.sh"
-read_arguments output/opt-350m 2 "$@"
-MODEL="${MODEL:-facebook/opt-350m}"
-DATA="${DATA:-Dahoas/rm-static}"
+HERE="${SLURM_SUBMIT_DIR:?: start it with sbatch}/training_scripts/opt/multi_node"
 export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
-export MASTER_PORT="${MASTER_PORT:-29500}"
-RANKS='RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec "$@"'  # each task's
+export LAUNCHER=under_slurm
 code=0
-srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c "$RANKS" bash \
-    python -u "$ROOT/main.py" \
-    --model_name_or_path "$MODEL" \
-    --data_path $DATA \
-    --per_device_train_batch_size 4 \
-    --per_device_eval_batch_size 8 \
-    --max_seq_len 512 \
-    --learning_rate 5e-5 \
-    --weight_decay 0.1 \
-    --dropout 0.0 \
-    --num_train_epochs 1 \
-    --zero_stage "$ZERO_STAGE" \
-    --resume_from_checkpoint latest \
-    --save_interval 200 \
-    --save_total_limit 2 \
-    --enable_tensorboard \
-    --output_dir "$OUTPUT" \
-    ${FLAGS[@]+"${FLAGS[@]}"} 2>&1 | tee -i -a "$OUTPUT/training.log" || code=$?
+bash "${SCRIPT:-$HERE/run_350m.sh}" "$@" || code=$?
 if [ "$code" = 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

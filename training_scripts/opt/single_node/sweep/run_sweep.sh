@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # OPT-350m with each combination of ZeRO stage, offload and learning rate, one run after another, and
-# one table of accuracy, speed and memory.
+# one table of accuracy, speed and memory. SCRIPT may be another script of one GPU or one machine.
 #
 #   bash training_scripts/opt/single_node/sweep/run_sweep.sh [OUTPUT] [STAGES] [flags of main.py]
 #   STAGES="1 2" RATES="1e-5 2e-5" bash ... output/sweep --max_steps 300 --eval_iters 20
@@ -13,36 +13,23 @@
 # Hardware: 1 to 8 GPUs with 16 GB each. NUM_GPUS=1 also runs on a CPU.
 # Expect:   14 runs; OUTPUT/sweep.md and OUTPUT/sweep.csv, written anew after each of them. The exit
 #           code is 1 if a run failed.
-# Override: STAGES, OFFLOAD ("no cpu"; stage 0 has none), RATES, MODEL, DATA (several, separated by
-#           spaces), NUM_GPUS, MASTER_PORT
+# Hyperparameters: those of SCRIPT (run_350m.sh of one machine) but for the rates: that one's, and a
+#           fifth of it, which is our choice.
+# Override: STAGES, OFFLOAD ("no cpu"; stage 0 has none), RATES, SCRIPT, MODEL, DATA (several,
+#           separated by spaces), NUM_GPUS, MASTER_PORT
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$HERE/../../../environment.sh"
 read_arguments output/opt-350m-sweep "${STAGES:-0 1 2 3}" "$@"
 OFFLOAD="${OFFLOAD:-no cpu}"
 RATES="${RATES:-1e-5 5e-5}"
-MODEL="${MODEL:-facebook/opt-350m}"
-DATA="${DATA:-Dahoas/rm-static}"
+SCRIPT="${SCRIPT:-$HERE/../run_350m.sh}"
 
-train() {  # RUN STAGE OFFLOAD RATE
+run_script() {  # RUN STAGE OFFLOAD RATE
     local run="$1" stage="$2" offload="$3" rate="$4"
     [ "$offload" != no ] || offload=""
-    deepspeed ${NUM_GPUS:+--num_gpus "$NUM_GPUS"} --master_port "${MASTER_PORT:-29500}" \
-        "$ROOT/main.py" \
-        --model_name_or_path "$MODEL" \
-        --data_path $DATA \
-        --per_device_train_batch_size 8 \
-        --per_device_eval_batch_size 8 \
-        --max_seq_len 512 \
-        --learning_rate "$rate" \
-        --weight_decay 0.1 \
-        --dropout 0.0 \
-        --num_train_epochs 1 \
-        --zero_stage "$stage" ${offload:+--offload "$offload"} \
-        --enable_tensorboard \
-        --output_dir "$run" --overwrite_output_dir \
-        --resume_from_checkpoint latest \
-        ${FLAGS[@]+"${FLAGS[@]}"} 2>&1 | { trap '' INT TERM; exec tee -a "$run/training.log"; }
+    source "$SCRIPT" "$run" "$stage" --learning_rate "$rate" ${offload:+--offload "$offload"} \
+        --overwrite_output_dir --resume_from_checkpoint latest ${FLAGS[@]+"${FLAGS[@]}"}
 }
 
 # A run is a process group of its own, and signals of the sweep are passed on to it. Its launcher ends
@@ -68,7 +55,7 @@ for stage in $ZERO_STAGE; do
             mkdir -p "$run"
             rm -f "$run/exit_code"
             set -m
-            (trap : INT TERM; train "$run" "$stage" "$offload" "$rate") </dev/null &
+            (trap : INT TERM; run_script "$run" "$stage" "$offload" "$rate") </dev/null &
             job=$!
             set +m
             while true; do  # a signal ends `wait`, but not yet the run

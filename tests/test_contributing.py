@@ -1,0 +1,170 @@
+"""CONTRIBUTING.md: its examples work, its picture is the code's; and what checks a commit."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from fnmatch import fnmatch
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from tests.test_layout import MAY_IMPORT
+
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+RUN = (ROOT / "tests" / "run.sh").read_text(encoding="utf-8")
+# Lint, format, spelling, types: the commands between `cd` and the tests.
+CHECKS = re.search(r'^cd "\$ROOT"\n(.*?)^#', RUN, re.DOTALL | re.MULTILINE)[1].splitlines()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for name, block in fences if name == language]
+
+
+def sections(level: int) -> dict[str, str]:
+    """Texts by heading."""
+    parts = re.split(rf"^{'#' * level} (.+)\n", TEXT, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def run(command: list, folder: Path, **options) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    options |= {"cwd": folder, "env": environment, "text": True, "timeout": 300}
+    done = subprocess.run(command, capture_output=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def run_block(block: str, folder: Path) -> str:
+    return run(["bash", "-euo", "pipefail", "-c", block], folder).stdout
+
+
+WORKED = sections(2)["Worked examples"]
+EXAMPLES = {name: text for name, text in sections(3).items() if text in WORKED}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """What the examples share, made in the tree as it is."""
+    folder = tmp_path_factory.mktemp("demo")
+    (shared,) = blocks(WORKED.split("###")[0], "bash")
+    copy_tree(folder)
+    run_block(shared, folder)
+    return folder / "output"
+
+
+def copy_tree(folder: Path) -> None:
+    """Copy what a commit of everything would have."""
+    names = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], ROOT)
+    for name in names.stdout.strip("\0").split("\0"):
+        if (ROOT / name).is_file():  # a file that was deleted is still listed
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def test_there_is_an_example_of_each_kind():
+    assert list(EXAMPLES) == ["A data format", "A loss", "A model family"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_worked_example_works(demo, tmp_path, name):
+    (diff,), (commands,) = blocks(EXAMPLES[name], "diff"), blocks(EXAMPLES[name], "bash")
+    assert len(diff.splitlines()) < 30
+    files = re.findall(r"^\+\+\+ b/(.*)$", diff, re.MULTILINE)
+    assert any(file.startswith("tests/") for file in files)
+    copy_tree(tmp_path)
+    shutil.copytree(demo, tmp_path / "output")
+    run(["git", "apply", "-"], tmp_path, input=diff)
+    run(["ruff", "check", *files], tmp_path)
+    run(["ruff", "format", "--check", *files], tmp_path)
+    assert " passed" in run_block(commands, tmp_path)
+
+
+def test_the_single_test_is_there():
+    ((file, name),) = re.findall(r"^python -m pytest (\S+) -k (\S+)$", TEXT, re.MULTILINE)
+    assert re.search(rf"^def test_\w*{name}", (ROOT / file).read_text(), re.MULTILINE)
+
+
+def test_the_picture_shows_what_may_import_what():
+    (picture,) = [block for block in blocks(TEXT, "") if block.split()[0] == "arguments"]
+    header, *rows = picture.splitlines()
+    columns = {match[0]: match.span() for match in re.finditer(r"\S+", header)}
+    shown = {}
+    for row in rows:
+        room, *marks = re.finditer(r"\S+", row)
+        names = set()
+        for mark in marks:
+            (name,) = [n for n, (start, end) in columns.items() if start <= mark.start() < end]
+            names.add(name if mark[0] == "x" else f"{name}.{mark[0]}")
+        shown[room[0].removesuffix(".py")] = names
+    assert shown == {room: places for room, places in MAY_IMPORT.items() if places}
+    imported = set().union(*MAY_IMPORT.values())
+    assert set(columns) == {place.split(".")[0] for place in imported}
+
+
+def requirements(name: str) -> set[str]:
+    """The packages that a list of requirements and those in it pin."""
+    lines = (ROOT / name).read_text().split("\n")
+    pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
+    included = [line.removeprefix("-r ") for line in lines if line.startswith("-r ")]
+    assert len(pinned) + len(included) == len([line for line in lines if line])
+    return pinned.union(*map(requirements, included))
+
+
+def test_the_test_command_installs_all_that_it_pins():
+    modules = re.search(r'^MODULES="(.*?)"', RUN, re.DOTALL | re.MULTILINE)[1].split()
+    owners = packages_distributions()
+    assert {owners[module][0].lower() for module in modules} == requirements("requirements-dev.txt")
+
+
+def test_hooks_are_the_checks_of_the_test_command():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repository["repo"] for repository in config["repos"]] == ["local"]
+    hooks = config["repos"][0]["hooks"]
+    # Installed tools, called on all files: no version that could drift from the pinned one.
+    assert all(hook["language"] == "system" and not hook["pass_filenames"] for hook in hooks)
+    assert [hook["entry"] for hook in hooks] == CHECKS
+    assert {check.split()[0] for check in CHECKS} <= requirements("requirements-dev.txt")
+
+
+def test_workflow_runs_the_command_of_the_readme():
+    text = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    workflow = yaml.load(text, yaml.BaseLoader)  # the safe one takes `on` for true
+    assert workflow["on"] == ["push", "pull_request"]
+    job = workflow["jobs"]["tests"]
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert commands[-1] == "bash tests/run.sh"
+    assert f"\n{commands[-1]} " in (ROOT / "README.md").read_text(encoding="utf-8")
+    torch, rest = commands[:-1]
+    assert rest == "pip install -r requirements-dev.txt"
+    pin = re.search(r"\$\(.*\)", torch)[0]
+    assert re.fullmatch(r"torch==[\d.]+\n", run_block(pin.strip("$()"), ROOT))
+    oldest = re.search(r'requires-python = ">=(.*)"', (ROOT / "pyproject.toml").read_text())[1]
+    assert job["strategy"]["matrix"]["python"][0] == oldest
+
+
+def test_dockerfile_names_what_there_is():
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    sources = re.findall(r"^COPY (?:--\S+ )*(\S+) \S+$", text, re.MULTILINE)
+    assert sources == ["requirements.txt", "."]
+    assert "-r /tmp/requirements.txt" in text and "libaio-dev" in text
+    (script,) = re.findall(r"^#.* bash (\S+\.sh)$", text, re.MULTILINE)
+    assert (ROOT / script).is_file()
+    (torch,) = re.findall(r"^torch==(.*)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert f"# The torch of requirements.txt, {torch}, is built for CUDA 13.0 " in text
+    assert "FROM nvidia/cuda:13.0." in text
+    folder = re.search(r"^WORKDIR (.*)$", text, re.MULTILINE)[1]
+    assert f":{folder}/output" in text
+
+
+def test_the_image_gets_nothing_that_git_ignores():
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    for name in (ROOT / ".gitignore").read_text().split():
+        assert any(fnmatch(name, pattern.removeprefix("**/")) for pattern in ignored), name
