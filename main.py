@@ -39,7 +39,7 @@ from utils.data.training_data import choose, open_stream
 from utils.evaluation.audit_report import print_audit, write_audit
 from utils.evaluation.model_card import model_card
 from utils.model import hub
-from utils.model.adapters import add_lora, merge_lora, save_adapter
+from utils.model.adapters import add_lora, find_layers, merge_lora, save_adapter
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import choose_layout
 from utils.training.checkpoint import (
@@ -84,6 +84,8 @@ def main(args: Namespace) -> None:
     if args.estimate_memory:
         print_estimate(hub.empty_model(config))
         return
+    if args.lora_dim:  # before minutes of tokenising
+        find_layers(hub.empty_model(config).base_model, args.lora_module_name)
     args.batch_layout, notes = choose_layout(config, args.batch_layout)
     distributed.log(*notes)
     checkpoint = find_checkpoint(args, device)

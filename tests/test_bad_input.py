@@ -71,6 +71,18 @@ def test_a_folder_that_is_not_a_model(tmp_path, good_data):
     assert re.search(f"{tmp_path}: not a model.*config.json", said, re.DOTALL)
 
 
+def test_a_folder_that_is_not_there(tmp_path, good_data):
+    model = tmp_path / "models" / "opt"
+    said = refuse(tmp_path, good_data, model)
+    assert said == f"error: {model}: no such folder (--model_name_or_path)\n"
+
+
+def test_layers_that_lora_does_not_find_show_before_the_data_are_read(tmp_path, opt_model):
+    words = ("--lora_dim", 4, "--lora_module_name", "nothing.", "--dry_run")
+    said = refuse(tmp_path, "nobody/nothing", opt_model, *words)
+    assert "--lora_module_name is 'nothing.', but no linear layer's name contains it" in said
+
+
 def test_wrong_padding_at_the_beginning(tmp_path, good_data, opt_model):
     said = refuse(tmp_path, good_data, opt_model, "--num_padding_at_beginning", 0)
     assert re.search("--num_padding_at_beginning is 0, but .* puts 1 .*give 1", said)

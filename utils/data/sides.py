@@ -71,6 +71,9 @@ def load_sides(args: Namespace, encoder: ComparisonTokenizer) -> Sides:
         if args.data_split:
             taken = np.flatnonzero(part.taken)
             part.take(taken[split_by_prompt(part.keys()[taken], args.data_split, args.seed)[1]])
+            kept = f"{part.taken.sum():,} of {len(taken):,} comparisons"
+            shares = ",".join(f"{share:g}" for share in args.data_split)
+            distributed.log(f"{source.path}: --data_split {shares} leaves {kept} to this step")
         _cap(part)
         train.append(part)
         if test is None:

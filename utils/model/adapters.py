@@ -31,14 +31,7 @@ def add_lora(model: RewardModel, rank: int, alpha: float, module_name: str, only
     Raises:
         InputError: no layer has such a name.
     """
-    modules = model.backbone.named_modules()
-    layers = [name for name, module in modules if isinstance(module, nn.Linear)]
-    targets = [name for name in layers if module_name in name]
-    if not targets:
-        raise InputError(
-            f"--lora_module_name is {module_name!r}, but no linear layer's name contains it; "
-            f"the layers' names look like {layers[-1] if layers else '(there are none)'}"
-        )
+    targets = find_layers(model.backbone, module_name)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
     inject_adapter_in_model(config, model.backbone)
     for name, parameter in model.named_parameters():
@@ -46,6 +39,19 @@ def add_lora(model: RewardModel, rank: int, alpha: float, module_name: str, only
         others_train = not only_lora and not name.endswith(".base_layer.weight")
         parameter.requires_grad = is_adapter_or_head or others_train
     return len(targets)
+
+
+def find_layers(backbone: nn.Module, module_name: str) -> list[str]:
+    """The names of the linear layers that contain `module_name`; InputError if there are none."""
+    modules = backbone.named_modules()
+    layers = [name for name, module in modules if isinstance(module, nn.Linear)]
+    found = [name for name in layers if module_name in name]
+    if not found:
+        raise InputError(
+            f"--lora_module_name is {module_name!r}, but no linear layer's name contains it; "
+            f"the layers' names look like {layers[-1] if layers else '(there are none)'}"
+        )
+    return found
 
 
 def merge_lora(state_dict: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:

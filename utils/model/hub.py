@@ -263,6 +263,8 @@ def _not_a_model(path: str, expected: str, error: Exception) -> str:
             f"{path}: not a model that can be loaded ({reason}); expected {expected} as "
             "save_pretrained writes it (--model_name_or_path)"
         )
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        return f"{path}: no such folder (--model_name_or_path)"
     return (
         f"{path}: neither a folder nor a model that the hub gave ({reason}). Without network, "
         "give a local folder (--model_name_or_path)"

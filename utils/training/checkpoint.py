@@ -91,8 +91,8 @@ class Checkpoint:
             if run[name] != before:
                 raise InputError(
                     f"{self.folder} was written with {name} {before}, but this run has "
-                    f"{run[name]}: give the same data and flags, or leave "
-                    "--resume_from_checkpoint out"
+                    f"{run[name]}: give the same data and flags, or begin anew in another "
+                    "--output_dir without --resume_from_checkpoint"
                 )
         if batch != self.batch:
             distributed.log(

@@ -73,6 +73,7 @@ def plan_run(
         run["weights"] = list(data.mixture.weights)
     batches = load_batches(data.train, left, collate)
     sizes = epoch.epoch_size, batch_size, run, _step_size(args), tokens
+    _check_warmup(args, total_steps)
     return RunPlan(batches, total_steps, *sizes)
 
 
@@ -101,6 +102,7 @@ def plan_stream(
         ties=args.tie_threshold > 0,
         max_bad_rows=args.max_bad_rows,
     )
+    _check_warmup(args, total_steps)
     run = _identity(args) | {"--data_path": args.data_path}
     return RunPlan(stream, total_steps, args.max_steps * size, size, run, size, None)
 
@@ -157,6 +159,14 @@ def _grouping(args, sizes, batch_size: int, accumulation: int | None = None) -> 
 def _step_size(args) -> int:
     size = args.max_tokens_per_micro_batch or args.per_device_train_batch_size
     return size * args.gradient_accumulation_steps * distributed.world_size()
+
+
+def _check_warmup(args, total_steps: int) -> None:
+    if args.num_warmup_steps >= total_steps:
+        distributed.log(
+            f"!! --num_warmup_steps is {args.num_warmup_steps}, but the run has {total_steps} "
+            "steps: the learning rate never comes to --learning_rate"
+        )
 
 
 def _identity(args) -> dict:
