@@ -117,7 +117,8 @@ def load_encoder(args: argparse.Namespace, config: PreTrainedConfig) -> Comparis
         saved = {"end_token": end_token, "max_seq_len": min(positions, 2048)}
         notes.append(
             f"the checkpoint does not say how it was trained: answers end with {end_token} and "
-            f"sequences with {saved['max_seq_len']} tokens; --add_eot_token, --max_seq_len and --score_position change that"
+            f"sequences with {saved['max_seq_len']} tokens; --add_eot_token, --max_seq_len and "
+            "--score_position change that"
         )
     elif args.add_eot_token:
         saved = {**saved, "end_token": end_token}
