@@ -8,8 +8,10 @@ import yaml
 
 from tests.conftest import ROOT
 from utils.evaluation.arguments import parse_evaluation_arguments
+from utils.evaluation.model_card import ARGUMENTS
 from utils.training import arguments
-from utils.training.arguments import SCHEDULERS, parse_training_arguments
+from utils.training.arguments import SCHEDULERS, parse_training_arguments, training_parser
+from utils.training.plan import IDENTITY
 
 # Every flag of DeepSpeed-Chat's step 2, as its users type them.
 DEEPSPEED_CHAT = """--data_path Dahoas/rm-static Dahoas/full-hh-rlhf --data_split 2,4,4
@@ -214,7 +216,7 @@ def test_each_group_of_the_help_fits_a_screen(parse, monkeypatch, capsys):
         (["--max_length", "9"], "--max_seq_len"),
         (["--learning-rate=1e-3"], "--learning_rate"),
         (["--learning_rat", "1e-3"], "--learning_rate"),
-        (["--qqqqqq"], None),
+        (["--focal_gamma", "2"], None),
     ],
 )
 def test_an_unknown_flag_is_answered_with_the_nearest(words, nearest, capsys):
@@ -224,6 +226,15 @@ def test_an_unknown_flag_is_answered_with_the_nearest(words, nearest, capsys):
     message = capsys.readouterr().err.splitlines()[-1]
     hint = f"; the nearest is {nearest}" if nearest else ""
     assert message == f"main.py: error: unrecognized arguments: {' '.join(words)}{hint}"
+
+
+def test_a_run_and_its_model_card_name_every_flag_of_the_loss():
+    """So that no run goes on with another loss than its training state's."""
+    groups = training_parser()._action_groups
+    (group,) = [group for group in groups if str(group.title).startswith("loss")]
+    names = {action.dest for action in group._group_actions}
+    assert {"loss", "margin"} < names
+    assert names <= set(IDENTITY) and names <= set(ARGUMENTS)
 
 
 def write_config(folder, values, name="config.yaml"):

@@ -90,7 +90,7 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    near = get_close_matches(name, names, 1)
+    near = get_close_matches(name, names, 1, cutoff=0.65)
     return f"; the nearest is {near[0]}" if near else ""
 
 

@@ -24,6 +24,13 @@ METRICS = (
 )
 
 ARGUMENTS = (
+    "loss",
+    "margin",
+    "label",
+    "label_smoothing",
+    "tie_threshold",
+    "sample_weights",
+    "center_rewards_coefficient",
     "learning_rate",
     "num_train_epochs",
     "per_device_train_batch_size",

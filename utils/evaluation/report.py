@@ -254,8 +254,8 @@ def _suspicious_length(length: dict) -> Iterator[tuple[str, str]]:
     rule = max(longer, shorter) / (longer + shorter)
     if accuracy < rule + 0.02:
         yield (
-            "The model is hardly better than the rule that the longer answer wins, or the shorter "
-            "one (accuracy less than 0.02 above that of the better rule)",
+            "The model is at most hardly better than the rule that the longer answer wins, or the "
+            "shorter one (accuracy less than 0.02 above that of the better rule)",
             f"{accuracy:.3f}, rule {rule:.3f}",
         )
 

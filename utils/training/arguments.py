@@ -23,6 +23,14 @@ def parse_training_arguments(argv: list[str] | None = None) -> argparse.Namespac
     Args:
         argv: the words of the command line; None takes those of the process.
     """
+    parser = training_parser()
+    args = parser.parse(argv)
+    _check_training(parser, args)
+    return args
+
+
+def training_parser() -> FlagParser:
+    """The flags of main.py, in groups."""
     parser = FlagParser(
         prog="main.py",
         usage="main.py --model_name_or_path MODEL --data_path DATA [flags; see --help]",
@@ -40,9 +48,7 @@ def parse_training_arguments(argv: list[str] | None = None) -> argparse.Namespac
     _add_evaluation(parser)
     _add_output(parser)
     _add_checkpoints(parser)
-    args = parser.parse(argv)
-    _check_training(parser, args)
-    return args
+    return parser
 
 
 def _add_model(parser):

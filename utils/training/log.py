@@ -201,7 +201,7 @@ def draw_curves(lines: list[dict], path: Path) -> None:
         path: of the picture.
     """
     panels = {
-        "loss": "loss (nats a pair)",
+        "loss": "loss (nats; evaluation:\nBradley-Terry, a pair)",
         "accuracy": "accuracy (share of pairs)",
         "margin": "margin (score difference)",
         "lr": "learning rate",
