@@ -249,7 +249,12 @@ def save(
 def conclude(args: Namespace, trainer: Trainer, checks: ModelChecks) -> None:
     """Draw the curves, save the last model, and fail if the saved one did not pass its checks."""
     trainer.log.finish()
-    if not args.save_best:
+    if args.save_best:
+        step, accuracy = trainer.log.best()
+        start = ", the untrained start" if step == 0 else ""
+        end = f"at the end it was {trainer.result['accuracy']:.4f}"
+        distributed.log(f"kept the model of step {step}{start}: accuracy {accuracy:.4f}, {end}")
+    else:
         trainer.save_model(trainer.result)
     if skipped := trainer.engine.skipped_steps:
         distributed.log(f"{skipped} steps were skipped by the fp16 loss scaler")

@@ -224,7 +224,7 @@ def test_an_unknown_flag_is_answered_with_the_nearest(words, nearest, capsys):
         parse_training_arguments(["--model_name_or_path", "m", *words])
     assert caught.value.code == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    hint = f"; the nearest is {nearest}" if nearest else ""
+    hint = f" (the nearest is {nearest})" if nearest else ""
     assert message == f"main.py: error: unrecognized arguments: {' '.join(words)}{hint}"
 
 
@@ -287,7 +287,10 @@ def test_rw_eval_reads_a_file_too(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"max_length": 9}, "there is no flag max_length; the nearest is max_seq_len"),
+        (
+            {"max_length": 9, "bf16": True},
+            "there is no flag bf16, no flag max_length (the nearest is max_seq_len)",
+        ),
         ({"config": "other.yaml"}, "there is no flag config"),
         ({"help": True}, "there is no flag help"),
         ({3: 4}, "there is no flag 3"),

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 from functools import cache
 
 import pytest
@@ -248,6 +249,18 @@ def test_a_model_of_deepspeed_chat_trains_on(workspace, chat_run):
     assert after == pytest.approx(before, rel=1e-5, abs=1e-6)
 
 
+def card_scores(card, workspace, folder):
+    """By the code that the card shows, of texts with and without white space at the seam."""
+    rows = [json.loads(line) for line in (workspace / "eval.jsonl").read_text().splitlines()]
+    pairs = [(row["prompt"], answer) for row in rows for answer in row["responses"]]
+    assert {answer[0] == " " for _, answer in pairs} == {True, False}
+    first, second = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    names = {"pairs": pairs}
+    exec((first + second).replace("FOLDER", str(folder)), names)
+    assert names["reward"](*zip(*pairs, strict=True)) == names["scores"].tolist()
+    return names["scores"].tolist()
+
+
 @pytest.mark.parametrize("run", ["plain_run", "chat_run"])
 def test_the_model_card(request, workspace, run):
     folder, output = request.getfixturevalue(run)
@@ -268,6 +281,10 @@ def test_the_model_card(request, workspace, run):
     for name, finding in checks:
         assert finding.endswith(": ok")
         assert f"| {name} | {finding.removesuffix(': ok')} | ok |" in card.text
+    if run == "plain_run":
+        assert card_scores(card, workspace, folder) == pytest.approx(
+            rw_eval_scores(workspace, folder), rel=1e-5, abs=1e-6
+        )
     statistics = json.loads((folder / "config.json").read_text())["score_statistics"]
     assert statistics == {"mean": last["eval_score_mean"], "std": last["eval_score_std"]}
 

@@ -263,6 +263,25 @@ def test_script_without_ssh_asks_for_its_rank(tmp_path):
     assert "NODE_RANK: is needed" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("visible", "words"), [("", "--num_gpus 1"), ("3", "--include localhost:3")]
+)
+def test_one_gpu_is_the_first_that_is_visible(pretend, tmp_path, visible, words):
+    script = ROOT / "training_scripts" / "opt" / "single_gpu" / "run_125m.sh"
+    given = f"CUDA_VISIBLE_DEVICES={visible + ',5' if visible else ''}"
+    _, told = pretend("env", given, "bash", script, tmp_path / "out")
+    assert " ".join(told).startswith(f"{words} --master_port ")
+
+
+@pytest.mark.parametrize("launcher", ["over_ssh", "without_ssh"])
+def test_a_hostfile_that_is_not_there_is_an_error(fakes, tmp_path, launcher):
+    script = ROOT / "training_scripts" / "opt" / "single_node" / "run_13b.sh"
+    words = ("env", f"LAUNCHER={launcher}", "HOSTFILE=/none", "NODE_RANK=0", "MASTER_ADDR=a")
+    done = run_command(*words, "bash", script, tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stdout == "error: HOSTFILE is /none: no such file\n"
+
+
 LLAMA = ROOT / "training_scripts" / "llama" / "single_node" / "run_7b.sh"
 LLAMA_FLAGS = [
     "--model_name_or_path",
@@ -311,7 +330,7 @@ def test_slurm_job_runs_any_model_and_flags_win(fakes, tmp_path, spooled):
     words = ("bash", spooled, tmp_path / "out", "--save_interval", "50")
     done = run_command("env", f"SCRIPT={LLAMA}", *words)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("127.0.0.1:29500 --kill-on-bad-exit=1 --cpus-per-task=1 bash -c")
+    assert done.stdout.startswith("127.0.0.1:20007 --kill-on-bad-exit=1 --cpus-per-task=1 bash -c")
     assert " ".join(LLAMA_FLAGS) in done.stdout
     assert "--save_interval 200" in done.stdout
     assert done.stdout.endswith(" --save_interval 50\n")

@@ -48,8 +48,11 @@ train() {
 MASTER_PORT="${MASTER_PORT:-29500}"
 HOSTFILE="${HOSTFILE:-$ROOT/training_scripts/opt/multi_node/hostfile}"
 
-one_gpu() {
-    deepspeed --num_gpus 1 --master_port "$MASTER_PORT" "$@"
+one_gpu() {  # the first of CUDA_VISIBLE_DEVICES, which --num_gpus would ignore
+    local gpu="${CUDA_VISIBLE_DEVICES:-}"
+    local place=(--num_gpus 1)
+    if [ -n "$gpu" ]; then place=(--include "localhost:${gpu%%,*}"); fi
+    deepspeed "${place[@]}" --master_port "$MASTER_PORT" "$@"
 }
 
 all_gpus() {  # of this machine, or NUM_GPUS of them
@@ -57,10 +60,16 @@ all_gpus() {  # of this machine, or NUM_GPUS of them
 }
 
 over_ssh() {  # all GPUs of the machines in HOSTFILE
+    check_hostfile
     deepspeed --hostfile "$HOSTFILE" --master_port "$MASTER_PORT" "$@"
 }
 
+check_hostfile() {  # deepspeed would train on this machine alone
+    [ -r "$HOSTFILE" ] || { echo "error: HOSTFILE is $HOSTFILE: no such file" >&2; exit 2; }
+}
+
 without_ssh() {  # this machine's part of the same: run_350m_no_ssh.sh
+    check_hostfile
     deepspeed --hostfile "$HOSTFILE" --no_ssh --node_rank "$NODE_RANK" \
         --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" "$@"
 }

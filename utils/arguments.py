@@ -39,7 +39,7 @@ class FlagParser(argparse.ArgumentParser):
     and both are checked in the same way.
     """
 
-    def __init__(self, prog: str, usage: str, description: str):
+    def __init__(self, prog: str, usage: str, description: str, config: str):
         # A shortened flag is taken for a mistyped one, since later versions may make it ambiguous.
         super().__init__(
             prog, usage, description, formatter_class=HelpFormatter, allow_abbrev=False
@@ -47,9 +47,8 @@ class FlagParser(argparse.ArgumentParser):
         self.add_argument(
             "--config",
             metavar="FILE",
-            help="YAML or JSON file with flags (max_seq_len: 512, margin: true), also the "
-            "training_args.json of a run; flags given here win over the file, the file over "
-            "defaults",
+            help=f"YAML or JSON file with flags, {config}; flags given here win over the file, "
+            "the file over defaults",
         )
 
     def parse(self, argv: list[str] | None) -> argparse.Namespace:
@@ -77,11 +76,12 @@ class FlagParser(argparse.ArgumentParser):
         if not isinstance(values, dict):
             self.error(f"--config {path} must have a line `flag: value` for each flag")
         actions = {action.dest: action for action in reversed(self._actions)}
+        flags = actions.keys() - {"help", "config"}
+        unknown = [f"{name}{_nearest(str(name), flags)}" for name in values if name not in flags]
+        if unknown:
+            self.error(f"--config {path}: there is no flag {', no flag '.join(unknown)}")
         words = []
         for name, value in values.items():
-            if name not in actions or name in ("help", "config"):
-                hint = _nearest(str(name), actions)
-                self.error(f"--config {path}: there is no flag {name}{hint}")
             try:
                 words += _words(actions[name], value)
             except ValueError as error:
@@ -91,7 +91,7 @@ class FlagParser(argparse.ArgumentParser):
 
 def _nearest(name: str, names: Iterable[str]) -> str:
     near = get_close_matches(name, names, 1, cutoff=0.65)
-    return f"; the nearest is {near[0]}" if near else ""
+    return f" (the nearest is {near[0]})" if near else ""
 
 
 def _words(action: argparse.Action, value) -> list[str]:

@@ -38,6 +38,8 @@ def test_saved_model_is_the_model(opt_model, opt_tokenizer, tmp_path):
     assert again.config.pad_token_id == opt_tokenizer.pad_token_id
     assert (tmp_path / "out" / "README.md").read_text() == "a card"
     assert not list((tmp_path / "out").glob("*partial*"))
+    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1  # who may read the config may read the weights
     reloaded, notes = load(tmp_path / "out", hub.load_tokenizer(str(tmp_path / "out")))
     assert notes == []
     assert all(torch.equal(reloaded.model.state_dict()[name], weights[name]) for name in weights)

@@ -16,6 +16,7 @@ def parse_evaluation_arguments(argv: list[str] | None = None) -> argparse.Namesp
         usage="rw_eval.py --model_name_or_path MODEL [flags; see --help]",
         description="Score answers with a reward model. Without anything to score it scores two "
         "built-in prompts, each with a good and a bad answer.",
+        config="as batch_size: 8 or normalize: true",
     )
     _add_model(parser)
     _add_input(parser)

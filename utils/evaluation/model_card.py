@@ -97,19 +97,29 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = AutoModelForSequenceClassification.from_pretrained("FOLDER")
-texts = [prompt + answer + $end_token for prompt, answer in pairs]
+
+
+def join(prompt, answer):
+    # As in training: one space at the seam, if there is no white space.
+    seam = "" if not prompt or prompt[-1].isspace() or answer[:1].isspace() else " "
+    return prompt + seam + answer + $end_token
+
+
+texts = [join(prompt, answer) for prompt, answer in pairs]
 scores = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
 
 score = pipeline("text-classification", model="FOLDER", function_to_apply="none")  # the same
 score(texts)
 ```
 
+Of texts of more than $max_seq_len tokens, `rw_eval.py` cuts the prompt as training did.
+
 TRL: `RewardTrainer(model="FOLDER", ...)` trains it on. GRPO and RLOO, given the folder, leave out
 the tokenizer's leading tokens and the end token: hand them a function instead.
 
 ```python
 def reward(prompts, completions, **kwargs):
-    texts = [prompt + answer + $end_token for prompt, answer in zip(prompts, completions)]
+    texts = [join(prompt, answer) for prompt, answer in zip(prompts, completions)]
     return model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0].tolist()
 ```
 
@@ -148,7 +158,9 @@ def model_card(
         front_matter=_front_matter(args),
         base=args.model_name_or_path,
         comparisons=f"{counts['train_comparisons'] or counts['comparisons_per_epoch']:,}",
-        use=TRANSFORMERS.substitute(end_token=repr(settings["end_token"]))
+        use=TRANSFORMERS.substitute(
+            end_token=repr(settings["end_token"]), max_seq_len=settings["max_seq_len"]
+        )
         if args.save_format == "hf"
         else DEEPSPEED_CHAT,
         position=POSITIONS[settings["score_position"]],

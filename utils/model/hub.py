@@ -185,6 +185,8 @@ def save_model(
         deepspeed_chat.write_model(model.model, state_dict, len(tokenizer), folder)
     else:
         model.model.save_pretrained(folder, state_dict=state_dict)
+    for path in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
+        path.chmod((folder / "config.json").stat().st_mode)
     tokenizer.save_pretrained(folder)
     save_more(folder)
     _put_in_place(folder, Path(output_dir))

@@ -35,6 +35,7 @@ def training_parser() -> FlagParser:
         prog="main.py",
         usage="main.py --model_name_or_path MODEL --data_path DATA [flags; see --help]",
         description="Finetune a causal language model into a reward model with DeepSpeed.",
+        config="as max_seq_len: 512 or margin: true, or the training_args.json of a run",
     )
     _add_model(parser)
     add_data(parser)

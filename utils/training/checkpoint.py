@@ -110,8 +110,8 @@ def check_output_dir(args: Namespace) -> None:
     folder, root, wanted = Path(args.output_dir), _root(args), args.resume_from_checkpoint
     if folder.is_file():
         raise InputError(f"--output_dir {folder} is a file; expected a folder")
-    if args.audit_data or args.estimate_memory:
-        return  # neither touches what is there
+    if args.audit_data or args.estimate_memory or args.dry_run:
+        return  # none touches what is there
     steps = _steps(root)
     if wanted is not None and wanted != "latest" and _is_inside(Path(wanted), root):
         names, name = [f"step_{step}" for step in steps], Path(wanted).resolve().name
@@ -126,8 +126,8 @@ def check_output_dir(args: Namespace) -> None:
         return
     if any(folder.glob("*.safetensors")) or (folder / "config.json").exists():
         raise InputError(
-            f"--output_dir {folder} already holds a model: give another folder, or "
-            "--overwrite_output_dir"
+            f"--output_dir {folder} already holds a model: give another folder, "
+            "--overwrite_output_dir, or --resume_from_checkpoint latest where it has states"
         )
     if steps:
         raise InputError(

@@ -140,7 +140,7 @@ class Trainer:
         """Save the training state after a signal, say how to go on, and end the process."""
         self._save_state()
         self.log.close()
-        words = re.sub(r" --local_rank[= ]\S+", "", shlex.join(sys.argv))
+        words = re.sub(r" --(local_rank|resume_from_checkpoint)[= ]\S+", "", shlex.join(sys.argv))
         launcher = "python" if distributed.world_size() == 1 else "(launcher and its flags)"
         distributed.log(
             f"stopped by a signal after step {self.progress.step} of {self.log.total_steps}; to go "

@@ -28,11 +28,12 @@
 # Hardware: nodes that share OUTPUT and this folder, with the GPUs that the lines above ask for.
 # Expect:   slurm-JOB.out and OUTPUT/training.log, which a requeued job continues.
 # Hyperparameters: those of SCRIPT.
-# Override: SCRIPT, MASTER_ADDR (default: the job's first node), MASTER_PORT (MODEL and DATA as in
-#           SCRIPT)
+# Override: SCRIPT, MASTER_ADDR (default: the job's first node), MASTER_PORT (default: by the job's
+#           number; MODEL and DATA as in SCRIPT)
 set -euo pipefail
-HERE="${SLURM_SUBMIT_DIR:?: start it with sbatch}/training_scripts/opt/multi_node"
+HERE="${SLURM_SUBMIT_DIR:?is not set: start this with sbatch}/training_scripts/opt/multi_node"
 export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
+export MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"  # two jobs may share a node
 export LAUNCHER=under_slurm
 code=0
 bash "${SCRIPT:-$HERE/run_350m.sh}" "$@" || code=$?
