@@ -201,7 +201,8 @@ def load_model(
         layers = add_lora(
             model, args.lora_dim, args.lora_alpha, args.lora_module_name, args.only_optimize_lora
         )
-        distributed.log(f"LoRA of rank {args.lora_dim} on {layers} linear layers")
+        rate = f"--lora_learning_rate {args.lora_learning_rate:g}"
+        distributed.log(f"LoRA of rank {args.lora_dim} on {layers} linear layers, {rate}")
     if args.gradient_checkpointing:
         model.model.activation_checkpointing_enable()
     sizes = {p: parameter_size(p) for p in model.parameters()}

@@ -14,7 +14,7 @@ has_packages() {  # looks the packages up without importing them
 
 if ! has_packages python; then
     if ! has_packages "$ROOT/.venv/bin/python"; then
-        echo "Installing $REQUIREMENTS into $ROOT/.venv (once, a few minutes) ..."
+        echo "Installing $REQUIREMENTS into $ROOT/.venv (once, 2 GB or, with CUDA, more; a few minutes) ..."
         [ -x "$ROOT/.venv/bin/python" ] || python3 -m venv "$ROOT/.venv"
         "$ROOT/.venv/bin/python" -m pip install --quiet -r "$ROOT/$REQUIREMENTS"
     fi

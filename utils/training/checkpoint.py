@@ -239,6 +239,7 @@ def load_checkpoint(engine: "DeepSpeedEngine", checkpoint: Checkpoint, folder: P
         _repair_optimizer(engine, groups)
         if distributed.is_main():
             shutil.rmtree(folder.parent)
+    distributed.log("weights (the head's too), optimiser and schedule are those of the state")
 
 
 def _repair_optimizer(engine: "DeepSpeedEngine", groups: list[dict]) -> None:
