@@ -43,6 +43,7 @@ from utils.model.adapters import add_lora, find_layers, merge_lora, save_adapter
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import choose_layout
 from utils.training.checkpoint import (
+    NO_MODEL,
     Progress,
     check_output_dir,
     find_checkpoint,
@@ -122,7 +123,7 @@ def main(args: Namespace) -> None:
     log = RunLog(args, plan.total_steps, engine.monitor, throughput, progress.step, before)
     checks = ModelChecks(args, data.evaluation, encoder, device)
     save_model = partial(save, args, engine, encoder, data.counts, checks)
-    best = checkpoint.best_accuracy(args.output_dir) if checkpoint else -1.0
+    best = checkpoint.best(args.output_dir) if checkpoint else NO_MODEL
     run = {"run": plan.run, "batch": plan.step_size}
     trainer = Trainer(args, engine, device, log, progress, plan.epoch_size, run, save_model, best)
     trainer.train(plan.batches, *plan_evaluation(args, data, eval_collate))
@@ -251,7 +252,7 @@ def conclude(args: Namespace, trainer: Trainer, checks: ModelChecks) -> None:
     """Draw the curves, save the last model, and fail if the saved one did not pass its checks."""
     trainer.log.finish()
     if args.save_best:
-        step, accuracy = trainer.log.best()
+        accuracy, step = trainer.best
         start = ", the untrained start" if step == 0 else ""
         end = f"at the end it was {trainer.result['accuracy']:.4f}"
         distributed.log(f"kept the model of step {step}{start}: accuracy {accuracy:.4f}, {end}")

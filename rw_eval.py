@@ -79,8 +79,7 @@ def main(args: argparse.Namespace) -> None:
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
     args.batch_layout, notes = choose_layout(config, args.batch_layout)
     encoder = load_encoder(args, config)
-    for note in notes:
-        distributed.log(note)
+    distributed.log(*notes)
     # Rows before the model: what is wrong with them shows at once.
     streams = open_streams(args)
     prompts = [] if streams or args.interactive else given_prompts(args, encoder)
@@ -122,8 +121,7 @@ def load_encoder(args: argparse.Namespace, config: PreTrainedConfig) -> Comparis
         )
     elif args.add_eot_token:
         saved = {**saved, "end_token": end_token}
-    for note in notes:
-        distributed.log(note)
+    distributed.log(*notes)
     names = ("max_seq_len", "score_position", "apply_chat_template")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     settings = replace(TextSettings(**saved), **given)

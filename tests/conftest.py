@@ -240,6 +240,12 @@ def read_metrics(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def without_times(folder) -> list[dict]:
+    """Metrics but those that depend on how fast the machine is."""
+    timed = ("seconds", "comparisons_per_second", "tokens_per_second", "peak_memory_gib")
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(folder)]
+
+
 def slow_prefix(sequences):
     """Length of what all sequences begin with, counted one position at a time."""
     count = 0

@@ -4,8 +4,7 @@ import json
 
 import yaml
 
-from tests.conftest import flags, run_command
-from tests.test_resume import without_times
+from tests.conftest import flags, run_command, without_times
 
 
 def test_the_arguments_of_a_run_give_the_same_run_again(workspace, tmp_path):

@@ -8,7 +8,14 @@ import time
 import psutil
 import pytest
 
-from tests.conftest import finish, flags, free_port, read_metrics, start_command
+from tests.conftest import (
+    finish,
+    flags,
+    free_port,
+    read_metrics,
+    start_command,
+    without_times,
+)
 
 EPOCHS = 12  # 60 steps
 INTERVAL = 4
@@ -36,12 +43,6 @@ def wait_for_step(folder, step):
             return
         time.sleep(0.02)
     raise TimeoutError(f"{folder} never came to step {step}")
-
-
-def without_times(folder) -> list[dict]:
-    """Metrics but those that depend on how fast the machine is."""
-    timed = ("seconds", "comparisons_per_second", "tokens_per_second", "peak_memory_gib")
-    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(folder)]
 
 
 @pytest.fixture(scope="module", params=[0, 3])

@@ -21,7 +21,7 @@ from utils.data.sampling import Grouping, Mixture, TrainingPlan, evaluation_plan
 from utils.evaluation.scoring import Sources
 from utils.model.reward_model import RewardModel
 from utils.training.arguments import parse_training_arguments
-from utils.training.checkpoint import Progress, find_checkpoint
+from utils.training.checkpoint import NO_MODEL, Progress, find_checkpoint
 from utils.training.log import RunLog
 from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
@@ -173,7 +173,7 @@ def train(folder, engine, *words, eval_batch=4, mixture=None):
         (folder / "config.json").touch()
 
     run = {"run": {}, "batch": 4}
-    best = checkpoint.best_accuracy(str(folder)) if checkpoint else -1.0
+    best = checkpoint.best(str(folder)) if checkpoint else NO_MODEL
     trainer = Trainer(args, engine, CPU, log, progress, plan.epoch_size, run, save_model, best)
     collate = PaddedCollator(1, inputs=loss_inputs(args))
     batches = load_batches(TRAIN, plan, collate)
@@ -240,6 +240,7 @@ def test_early_stopping_and_the_best_model(tmp_path, capsys, script, patience, l
     shown = range(last + 1)
     better = [step for step in shown if script[step] > max(script[:step], default=-1)]
     assert engine.models == [(step, script[step] / 4) for step in better]
+    assert trainer.best == (script[better[-1]] / 4, better[-1])
 
 
 def test_states_are_saved_every_interval_and_not_twice(tmp_path):
@@ -314,8 +315,9 @@ def test_the_best_model_counts_only_where_it_is(tmp_path):
         engine = Engine(script=[2, 3, 1, 1, 1, 1])
         folder = tmp_path / "elsewhere" if elsewhere else first
         state = first / "checkpoints" / "step_2"
-        train(folder, engine, *words, "--resume_from_checkpoint", state)
+        trainer = train(folder, engine, *words, "--resume_from_checkpoint", state)
         assert [step for step, _ in engine.models] == ([2, 3] if elsewhere else [])
+        assert trainer.best == ((3 / 4, 3) if elsewhere else (1, 0))
 
 
 def test_a_signal_before_the_first_step_and_a_kill_keep_the_state(tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STATE = "state.json"
 PARTIAL = ".partial"  # ends the name of a folder that is being written
+NO_MODEL = (-1.0, 0)  # accuracy and step of a best model before there is one
 
 
 @dataclass
@@ -73,13 +74,14 @@ class Checkpoint:
     world_size: int
     batch: int
 
-    def best_accuracy(self, output_dir: str) -> float:
-        """Of the model that --save_best has put there; -1 if there is none of this run."""
+    def best(self, output_dir: str) -> tuple[float, int]:
+        """Accuracy and step of the model that --save_best has put there, NO_MODEL if none."""
         folder = Path(output_dir)
         if not _is_inside(self.folder, folder / "checkpoints"):
-            return -1.0
+            return NO_MODEL
         lines = self.log["lines"] if (folder / "config.json").exists() else []
-        return max((line.get("eval_accuracy", -1.0) for line in lines), default=-1.0)
+        judged = [(ln["eval_accuracy"], ln["step"]) for ln in lines if "eval_accuracy" in ln]
+        return max(judged, key=lambda one: one[0], default=NO_MODEL)
 
     def check_run(self, run: dict, batch: int) -> None:
         """Refuse a run that cannot go on from here; say so if its steps have another size.

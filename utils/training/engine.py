@@ -129,13 +129,16 @@ def gather_weights(engine: "DeepSpeedEngine") -> dict[str, torch.Tensor]:
 
 def step_engine(engine: "DeepSpeedEngine") -> float:
     """Let the optimiser step, and return the norm of all gradients before clipping."""
-    gradients = []
+    norm: torch.Tensor | None = None
     if engine.zero_optimization_stage() == 0:  # DeepSpeed tells the norm in the other stages
         gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
     engine.step()
     told = engine.get_global_grad_norm()
-    return float(norm if told is None else told)
+    if told is None:
+        assert norm is not None, "DeepSpeed gave no norm of the gradient"
+        told = norm
+    return float(told)
 
 
 def _read_config(path: str, config: dict) -> dict:

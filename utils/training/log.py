@@ -100,12 +100,6 @@ class RunLog:
         """Those of the evaluations so far."""
         return [line["eval_accuracy"] for line in self.lines if "eval_accuracy" in line]
 
-    def best(self) -> tuple[int, float]:
-        """The first step of the best evaluation, and its accuracy."""
-        lines = [line for line in self.lines if "eval_accuracy" in line]
-        line = max(lines, key=lambda line: line["eval_accuracy"])
-        return line["step"], line["eval_accuracy"]
-
     def step(
         self, step: int, epoch: float, sums: torch.Tensor, seconds: float, **values: float
     ) -> None:

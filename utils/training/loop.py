@@ -16,7 +16,7 @@ from utils import distributed
 from utils.data.batching import Batch
 from utils.evaluation.metrics import SUMS, comparison_sums
 from utils.evaluation.scoring import Sources, evaluate
-from utils.training.checkpoint import Progress, save_checkpoint
+from utils.training.checkpoint import NO_MODEL, Progress, save_checkpoint
 from utils.training.engine import step_engine
 from utils.training.log import RunLog
 from utils.training.loss import training_loss
@@ -38,7 +38,7 @@ class Trainer:
         epoch_size: comparisons of an epoch.
         run: what training states are saved with: run and batch of a Checkpoint.
         save_model: saves the model, given the result of its evaluation; for --save_best.
-        best_accuracy: of the model that it has saved before.
+        best: accuracy and step of the model that --save_best has saved so far.
         result: of the last evaluation (scoring.evaluate).
     """
 
@@ -50,7 +50,7 @@ class Trainer:
     epoch_size: int
     run: dict
     save_model: Callable[[dict], None]
-    best_accuracy: float = -1.0
+    best: tuple[float, int] = NO_MODEL
     result: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -100,9 +100,9 @@ class Trainer:
             self._leave(self.stop.agreed())
         self.log.evaluation(self.progress.step, self._epoch(), result)
         self.result = result
-        if self.args.save_best and result["accuracy"] > self.best_accuracy:
+        if self.args.save_best and result["accuracy"] > self.best[0]:
             self.save_model(result)
-            self.best_accuracy = result["accuracy"]
+            self.best = result["accuracy"], self.progress.step
 
     def _is_finished(self) -> bool:
         if self.progress.step >= self.log.total_steps:
