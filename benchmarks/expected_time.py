@@ -46,18 +46,15 @@ MODELS: dict[str, PreTrainedConfig] = {
 }
 
 
-def gpu_hours(config: PreTrainedConfig, tokens: float, comparisons: int, flops: float) -> float:
-    """Hours of one GPU.
+def comparison_flops(config: PreTrainedConfig, tokens: float) -> float:
+    """Model FLOPs of a comparison, forward and backward.
 
     Args:
         config: of the model.
-        tokens: of a comparison.
-        comparisons: that train.
-        flops: a second that the GPU reaches.
+        tokens: of the comparison.
     """
     throughput = Throughput(hub.empty_model(config), torch.device("cpu"), "bf16", 1)
-    attended = tokens**2 / 2  # at most: each token sees all before it
-    return comparisons * throughput.flops(tokens, attended) / flops / 3600
+    return throughput.flops(tokens, attended=tokens**2 / 2)  # at most: each sees all before it
 
 
 def main() -> None:
@@ -69,10 +66,8 @@ def main() -> None:
     args = parser.parse_args()
     print(f"| GPU hours, derived | {' | '.join(GPUS)} |\n|{'---|' * (len(GPUS) + 1)}")
     for name, config in MODELS.items():
-        hours = [
-            gpu_hours(config, args.tokens, args.comparisons, args.share * PEAK_FLOPS[gpu])
-            for gpu in GPUS
-        ]
+        flops = args.comparisons * comparison_flops(config, args.tokens)
+        hours = [flops / (args.share * PEAK_FLOPS[gpu]) / 3600 for gpu in GPUS]
         print(f"| {name} | {' | '.join(f'{hour:.2g}' for hour in hours)} |")
 
 
