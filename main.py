@@ -83,10 +83,9 @@ def main(args: Namespace) -> None:
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
     hub.set_dropout(config, args.dropout)
     if args.estimate_memory:
-        print_estimate(hub.empty_model(config))
+        print_estimate(hub.empty_model(config, trust_remote_code=args.trust_remote_code))
         return
-    if args.lora_dim:  # before minutes of tokenising
-        find_layers(hub.empty_model(config).base_model, args.lora_module_name)
+    check_model(args, config)  # before minutes of tokenising
     args.batch_layout, notes = choose_layout(config, args.batch_layout)
     distributed.log(*notes)
     checkpoint = find_checkpoint(args, device)
@@ -128,6 +127,14 @@ def main(args: Namespace) -> None:
     trainer = Trainer(args, engine, device, log, progress, plan.epoch_size, run, save_model, best)
     trainer.train(plan.batches, *plan_evaluation(args, data, eval_collate))
     conclude(args, trainer, checks)
+
+
+def check_model(args: Namespace, config: PreTrainedConfig) -> None:
+    """See that the model will load, and that LoRA finds its layers; no weight is read."""
+    hub.check_weights(args.model_name_or_path, config, True, args.trust_remote_code)
+    if args.lora_dim:
+        empty = hub.empty_model(config, trust_remote_code=args.trust_remote_code)
+        find_layers(empty.base_model, args.lora_module_name)
 
 
 def prepare_text(args: Namespace, config: PreTrainedConfig) -> ComparisonTokenizer:
@@ -181,13 +188,9 @@ def load_model(
 ) -> RewardModel:
     """Load the model with its head, and add LoRA; ZeRO-3 partitions it."""
     if args.offload == "nvme":
-        largest = hub.empty_model(config, vocabulary=len(tokenizer))
+        largest = hub.empty_model(config, len(tokenizer), args.trust_remote_code)
         fit_buffers(ds_config, largest, distributed.world_size())
     transformers.set_seed(args.seed)  # the same head on every rank
-    # Transformers loads the weights in partitions while this object lives.
-    zero3 = None
-    if ds_config["zero_optimization"]["stage"] == 3:
-        zero3 = transformers.integrations.HfDeepSpeedConfig(ds_config)
     model, notes = hub.load_model(
         args.model_name_or_path,
         config,
@@ -195,8 +198,8 @@ def load_model(
         layout=args.batch_layout,
         new_head=True,
         trust_remote_code=args.trust_remote_code,
+        ds_config=ds_config,
     )
-    del zero3
     distributed.log(*notes)
     if args.lora_dim:
         layers = add_lora(

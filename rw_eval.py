@@ -77,6 +77,8 @@ def main(args: argparse.Namespace) -> None:
             "python, or give files in --data_path"
         )
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
+    # Before rows are read: whether the weights are there, and with the scalar head.
+    hub.check_weights(args.model_name_or_path, config, trust_remote_code=args.trust_remote_code)
     args.batch_layout, notes = choose_layout(config, args.batch_layout)
     encoder = load_encoder(args, config)
     distributed.log(*notes)

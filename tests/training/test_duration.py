@@ -21,7 +21,8 @@ CONFIG = OPTConfig(
 def arguments(**changes):
     flags = {"per_device_train_batch_size": 4, "max_tokens_per_micro_batch": 0}
     flags |= {"gradient_accumulation_steps": 2, "num_train_epochs": 3, "dtype": "fp32"}
-    return SimpleNamespace(**{**flags, "gradient_checkpointing": False, **changes})
+    flags |= {"gradient_checkpointing": False, "trust_remote_code": False}
+    return SimpleNamespace(**{**flags, **changes})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ reward_model.py) holds a model without a head as `rwtransformer` and a linear he
 import copy
 import json
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from transformers import PreTrainedModel
@@ -20,26 +19,16 @@ WEIGHTS = "pytorch_model.bin"
 BACKBONE, VALUE_HEAD = "rwtransformer.", "v_head.weight"
 
 
-def read_weights(path: str, prefix: str) -> dict[str, torch.Tensor] | None:
-    """Read the weights of a folder of DeepSpeed-Chat, by the names of the Transformers model.
+def rename_weights(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor] | None:
+    """Give the weights of DeepSpeed-Chat's RewardModel the names of the Transformers model.
 
     Args:
-        path: folder; a name of the hub is none.
+        weights: of a checkpoint, by their names in its files.
         prefix: what the names of the weights without the head begin with in Transformers.
 
     Returns:
-        The weights; None if the folder holds a model of another kind.
-
-    Raises:
-        InputError: the file cannot be read, or holds more than tensors.
+        The renamed weights; None if they are a model of another kind.
     """
-    file = Path(path) / WEIGHTS
-    if not file.is_file() or list(file.parent.glob("*.safetensors")):
-        return None
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
-        raise InputError(f"{file}: not a file of weights ({str(error)[:200]})") from error
     if VALUE_HEAD not in weights and not any(name.startswith(BACKBONE) for name in weights):
         return None
     names = {name: name.replace(BACKBONE, prefix, 1) for name in weights}
@@ -85,13 +74,14 @@ def tokenizer_source(path: str) -> str:
 
     DeepSpeed-Chat writes no more than the vocabulary, which does not tell the special tokens, and
     reads the tokenizer from where `_name_or_path` in config.json points (utils.py,
-    load_hf_tokenizer).
+    load_hf_tokenizer). Older models on the hub have a vocabulary, too, but name their special
+    tokens beside it.
 
     Raises:
         InputError: a folder has no tokenizer and names no other model.
     """
     folder = Path(path)
-    whole = ("tokenizer.json", "tokenizer_config.json")
+    whole = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     config = folder / "config.json"
     if not config.is_file() or any((folder / name).is_file() for name in whole):
         return path

@@ -2,6 +2,7 @@
 
 import copy
 import filecmp
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -16,12 +17,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import HfDeepSpeedConfig
 
 from utils.arguments import InputError
 from utils.model import deepspeed_chat
+from utils.model.checkpoint_files import check_pointers, not_a_model, read_weights
 from utils.model.deepspeed_chat import HEAD
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import NAME as SHARED_PREFIX
+from utils.model.weight_check import Checked, check_headers, check_names, prefix_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,33 +44,61 @@ MODEL_FILES = (
     "adapter/*",
 )
 
+# Of them, what is read with the tokenizer.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template*", "vocab.json", "merges.txt"),
+)
+
 
 def load_config(path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Read a model's config.
 
     Raises:
-        InputError: the path is not a model.
+        InputError: the path is not a model, or one of text and something else.
     """
+    check_pointers(path, "config.json")
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(_not_a_model(path, "config.json", error)) from error
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        is_composite = config.get_text_config() is not config
+    except Exception as error:  # a file that anybody may have written can be wrong in any way
+        raise InputError(not_a_model(path, "config.json", error)) from error
+    if is_composite:
+        parts = ", ".join(sorted(config.sub_configs))
+        raise InputError(
+            f"{path}: {config.model_type} is composed of several models ({parts}); expected a "
+            "language model alone: save its text part as a checkpoint of its own (README.md, "
+            "Families, shows how), and give that to --model_name_or_path"
+        )
+    return config
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Read a model's tokenizer.
 
     Raises:
-        InputError: the path has none, and names no other model that has (DeepSpeed-Chat's do).
+        InputError: the path has none, and names no other model that has (DeepSpeed-Chat's do), or
+            its special tokens are not in its vocabulary.
     """
     source = deepspeed_chat.tokenizer_source(path)
+    check_pointers(source, *TOKENIZER_FILES)
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        message = _not_a_model(source, "tokenizer.json", error)
+        options = _tokenizer_options(Path(source))
+        options["trust_remote_code"] = trust_remote_code
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        strange = _strange_tokens(Path(source), tokenizer)
+    except Exception as error:
+        message = not_a_model(source, "tokenizer.json", error)
         if source != path:
             message = f"{path}: no tokenizer.json; config.json says that it is in {message}"
         raise InputError(message) from error
+    if strange:
+        raise InputError(
+            f"{source}: the special tokens {', '.join(strange)} are not in the vocabulary, so they "
+            "are not those of the model; copy tokenizer.json and tokenizer_config.json of the "
+            "model that it was made from into the folder"
+        )
+    return tokenizer
 
 
 def load_model(
@@ -78,6 +110,7 @@ def load_model(
     new_head: bool = False,
     trust_remote_code: bool = False,
     device_map: str | dict | None = None,
+    ds_config: dict | None = None,
 ) -> tuple[RewardModel, list[str]]:
     """Load a reward model, strictly: no weight may be missing or left over.
 
@@ -91,6 +124,7 @@ def load_model(
             which predicts tokens, is left behind).
         trust_remote_code: whether the checkpoint's own code may run.
         device_map: accelerate's: where the layers go; None leaves the model on the CPU.
+        ds_config: DeepSpeed's; in its stage 3 the model is built in partitions.
 
     Returns:
         The model, and sentences about what was made or left behind.
@@ -100,45 +134,88 @@ def load_model(
     """
     config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
     config.problem_type = "regression"  # so that a pipeline gives the score, not its sigmoid
-    family = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
-    weights = deepspeed_chat.read_weights(path, f"{family.base_model_prefix}.") if family else None
-    if weights:
-        new_head = False  # it has one, or a part of it is lost
-    try:
-        model, info = (family if weights else AutoModelForSequenceClassification).from_pretrained(
-            None if weights else path,
-            state_dict=weights,
-            config=config,
-            dtype=dtype,
-            attn_implementation=SHARED_PREFIX if layout == "packed" else None,
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-            device_map=device_map,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(_not_a_model(path, "model.safetensors", error)) from error
-    notes = _check_weights(path, model, info, new_head)
+    empty = empty_model(config, trust_remote_code=trust_remote_code)
+    is_deepspeed_chat, notes = check_headers(path, empty, new_head)
+    weights = None
+    if is_deepspeed_chat:
+        weights = deepspeed_chat.rename_weights(read_weights(path, "cpu"), prefix_of(empty))
+
+    # Transformers builds the model in partitions while this object lives.
+    in_partitions = ds_config and ds_config["zero_optimization"]["stage"] == 3
+    partitions = HfDeepSpeedConfig(ds_config) if in_partitions else None
+    attention = SHARED_PREFIX if layout == "packed" else None
+    options = {"dtype": dtype, "attn_implementation": attention, "device_map": device_map}
+    model, info = _read_model(path, type(empty), config, weights, **options)
+    if getattr(model, "is_quantized", False):  # what the headers could not tell
+        notes += check_names(path, model, info, new_head, set())
     if HEAD in info["missing_keys"]:
         _draw_head(model.score)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         notes.append(f"the embeddings grew to the tokenizer's {len(tokenizer)} tokens")
+    del partitions
     model.config.pad_token_id = tokenizer.pad_token_id
     return RewardModel(model), notes
 
 
-def empty_model(config: PreTrainedConfig, vocabulary: int = 0) -> PreTrainedModel:
+def _read_model(
+    path: str,
+    family: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    weights: dict[str, torch.Tensor] | None,
+    **options: object,
+) -> tuple[PreTrainedModel, dict]:
+    """A model with the weights of a path, or with those given, and what was found in loading it."""
+    source = path if weights is None else None
+    options |= {"config": config, "state_dict": weights, "output_loading_info": True}
+    try:
+        return family.from_pretrained(source, **options)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise InputError(not_a_model(path, "model.safetensors", error)) from error
+
+
+def check_weights(
+    path: str, config: PreTrainedConfig, new_head: bool = False, trust_remote_code: bool = False
+) -> Checked:
+    """See by the headers of its files that `load_model` will load a model; no weight is read."""
+    empty = empty_model(config, trust_remote_code=trust_remote_code)
+    return check_headers(path, empty, new_head)
+
+
+def empty_model(
+    config: PreTrainedConfig, vocabulary: int = 0, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The model with a scalar head, without memory for its weights (on the meta device).
 
     Args:
         config: from `load_config`.
         vocabulary: tokens of the tokenizer, for which `load_model` may enlarge the embeddings.
+        trust_remote_code: whether the checkpoint's own code may run.
+
+    Raises:
+        InputError: the family has no scalar head, or the config describes no model.
     """
     config = copy.deepcopy(config)
-    config.num_labels = 1
-    config.vocab_size = max(config.vocab_size, vocabulary)
+    if vocabulary:
+        config.vocab_size = max(config.vocab_size, vocabulary)
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(config)
+        return new_model(config, trust_remote_code)
+
+
+def new_model(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model with a scalar head and random weights; arguments and errors of `empty_model`."""
+    config = copy.deepcopy(config)
+    config.num_labels = 1
+    kind, path = AutoModelForSequenceClassification, config.name_or_path or config.model_type
+    try:
+        if type(config) in kind._model_mapping or kind.__name__ in getattr(config, "auto_map", {}):
+            return kind.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise InputError(not_a_model(path, "config.json", error)) from error
+    raise InputError(
+        f"{path}: there is no model with a scalar head for {config.model_type}; expected a family "
+        f"that {kind.__name__} knows, or code for it in the checkpoint (--trust_remote_code)"
+    )
 
 
 def set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
@@ -225,49 +302,31 @@ def _equal(new: Path, old: Path) -> bool:
     return not is_large and old.is_file() and filecmp.cmp(new, old, shallow=False)
 
 
-def _check_weights(path: str, model: PreTrainedModel, info: dict, new_head: bool) -> list[str]:
-    """What `load_model` says of the weights that it found; raises its InputError."""
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    notes = []
-    if new_head and not hasattr(model, "score"):
-        raise InputError(
-            f"{path}: {type(model).__name__} has no linear head `score`; expected a causal "
-            "language model"
-        )
-    if HEAD in missing and not new_head:
-        raise InputError(
-            f"{path}: the scalar head {HEAD} is missing: this is a language model, not a reward "
-            "model. Train it with main.py first"
-        )
-    if HEAD in missing:
-        missing.remove(HEAD)
-        notes.append("the model has no scalar head: a new one is drawn")
-    prefix = f"{model.base_model_prefix}."
-    left_behind = [name for name in unexpected if new_head and not name.startswith(prefix)]
-    if left_behind:
-        unexpected = [name for name in unexpected if name not in left_behind]
-        notes.append(f"not needed for scores and left behind: {', '.join(left_behind)}")
-    faults = {"missing": missing, "left over": unexpected, "misshapen": info["mismatched_keys"]}
-    for kind, names in faults.items():
-        if names:
-            shown = ", ".join(map(str, list(names)[:3]))
-            raise InputError(
-                f"{path}: {len(names)} weights are {kind} ({shown}); expected a complete "
-                f"checkpoint of {type(model).__name__}"
-            )
-    return notes
+def _tokenizer_options(folder: Path) -> dict:
+    """What AutoTokenizer cannot know of an old folder: OPT begins every text with its `</s>`.
+
+    That stands in tokenizer_config.json, or in tokenizer.json.
+    """
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return {}
+    config = folder / "config.json"
+    family = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return {"add_bos_token": True} if family.get("model_type") == "opt" else {}
 
 
-def _not_a_model(path: str, expected: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0][:200]
-    if os.path.isdir(path):
-        return (
-            f"{path}: not a model that can be loaded ({reason}); expected {expected} as "
-            "save_pretrained writes it (--model_name_or_path)"
-        )
-    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
-        return f"{path}: no such folder (--model_name_or_path)"
-    return (
-        f"{path}: neither a folder nor a model that the hub gave ({reason}). Without network, "
-        "give a local folder (--model_name_or_path)"
-    )
+def _strange_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Special tokens that the files of a folder do not have: Transformers made them up."""
+    if (folder / "tokenizer.json").is_file() or not (folder / "vocab.json").is_file():
+        return []
+
+    def read(name: str) -> dict:
+        file = folder / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    added = read("tokenizer_config.json").get("added_tokens_decoder", {}).values()
+    known = {
+        *read("vocab.json"),
+        *read("added_tokens.json"),
+        *(token["content"] for token in added),
+    }
+    return sorted(set(tokenizer.special_tokens_map.values()) - known)

@@ -6,9 +6,9 @@ from argparse import Namespace
 from collections.abc import Callable
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from utils.model.hub import DTYPES
+from utils.model.hub import DTYPES, new_model
 
 ROUNDS = 3
 
@@ -57,8 +57,8 @@ def _time_layers(
 ) -> tuple[float, int, float]:
     """Seconds of a micro-batch with so many layers, its weights, and seconds of the optimiser."""
     config = copy.deepcopy(config)
-    config.num_hidden_layers, config.num_labels = layers, 1
-    model = AutoModelForSequenceClassification.from_config(config)
+    config.num_hidden_layers = layers
+    model = new_model(config, args.trust_remote_code)
     model.to(ids.device, DTYPES[args.dtype]).train()
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
