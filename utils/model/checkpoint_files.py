@@ -1,8 +1,10 @@
 """The files of a checkpoint: which ones hold its weights, and whether they are whole."""
 
 import os
+import textwrap
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from transformers.modeling_utils import load_state_dict
@@ -55,8 +57,6 @@ OTHER_KINDS = (
 def other_kind(path: str) -> str:
     """What a path holds instead of a Transformers model, and what to give; "" if not known."""
     folder = Path(path)
-    if folder.is_file():
-        return "a file; give the folder of a model"
     if any((folder / name).is_file() for name in WEIGHT_FILES):
         return ""
     for pattern, kind, remedy in OTHER_KINDS:
@@ -67,8 +67,9 @@ def other_kind(path: str) -> str:
 
 def reason(error: Exception) -> str:
     """An error of a library in one line."""
-    text = " ".join(str(error).split())
-    return text[:200] if text else type(error).__name__
+    text = textwrap.shorten(str(error), 300, placeholder=" ...")
+    is_a_sentence = text and isinstance(error, (OSError, ValueError, RuntimeError, ImportError))
+    return text if is_a_sentence else f"{type(error).__name__}: {text}"
 
 
 def not_a_model(path: str, expected: str, error: Exception) -> str:
@@ -93,22 +94,38 @@ def not_a_model(path: str, expected: str, error: Exception) -> str:
     )
 
 
+def check_place(path: str) -> None:
+    """See that a path is no file, and that a folder can be looked into; a hub name is neither.
+
+    Raises:
+        InputError: else.
+    """
+    if os.path.isfile(path):
+        raise InputError(f"{path}: a file; expected the folder of a model (--model_name_or_path)")
+    if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
+        raise InputError(f"{path}: this user may not look into the folder (--model_name_or_path)")
+
+
 def check_pointers(path: str, *patterns: str) -> None:
     """See that the files of a folder are not what Git leaves in their place without Git LFS.
 
     Raises:
-        InputError: one of those that fit a pattern is such a pointer.
+        InputError: one of those that fit a pattern is such a pointer, or cannot be read.
     """
-    for pattern in patterns:
-        for file in sorted(Path(path).glob(pattern)):
-            if not file.is_file():
-                continue
+    files = (file for pattern in patterns for file in sorted(Path(path).glob(pattern)))
+    for file in files:
+        if not file.is_file():
+            continue
+        try:
             with file.open("rb") as opened:
-                if opened.read(len(POINTER)) == POINTER:
-                    raise InputError(
-                        f"{file}: a pointer of Git LFS, not the file itself: run `git lfs pull` in "
-                        f"{file.parent}, or download the file"
-                    )
+                start = opened.read(len(POINTER))
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+        if start == POINTER:
+            raise InputError(
+                f"{file}: a pointer of Git LFS, not the file itself: run `git lfs pull` in "
+                f"{file.parent}, or download the file"
+            )
 
 
 def read_weights(path: str, device: str) -> dict[str, torch.Tensor]:
@@ -136,8 +153,11 @@ def _weight_files(path: str) -> list[Path]:
         found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     else:
         optional = {"_raise_exceptions_for_missing_entries": False}
-        files = (cached_file(path, name, **optional) for name in WEIGHT_FILES)
-        found = next((Path(file) for file in files if file), None)
+        try:
+            files = (cached_file(path, name, **optional) for name in WEIGHT_FILES)
+            found = next((Path(file) for file in files if file), None)
+        except (OSError, ValueError) as error:
+            raise InputError(not_a_model(path, SAFE_WEIGHTS_NAME, error)) from error
     if found is None and (kind := other_kind(path)):
         raise InputError(f"{path}: not a model that can be loaded: it is {kind}")
     if found is None:
@@ -156,8 +176,8 @@ def _weight_files(path: str) -> list[Path]:
         return [found]
     try:
         shards = [Path(file) for file in get_checkpoint_shard_files(path, str(found))[0]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{found}: not an index of weights ({error!r})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{found}: not an index of weights ({reason(error)})") from error
     missing = [file.name for file in shards if not file.is_file()]
     if missing:
         raise InputError(
@@ -176,8 +196,13 @@ def _read(file: Path, device: str) -> dict[str, torch.Tensor]:
         # A file from before torch 1.6 is no archive, and cannot be mapped.
         mapped = zipfile.is_zipfile(file)
         weights = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+            raise ValueError("it holds more than named tensors")
         return {name: weight.to(device) for name, weight in weights.items()}
     except Exception as error:
+        # torch's own words about pickles invite to run code that nobody has looked at.
+        is_pickle = isinstance(error, UnpicklingError)
+        why = "damaged, or with more in it than tensors" if is_pickle else reason(error)
         raise InputError(
-            f"{file}: not a file of weights ({reason(error)}); download or save it again"
+            f"{file}: not a file of weights ({why}); download or save it again"
         ) from error

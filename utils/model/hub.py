@@ -21,7 +21,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from utils.arguments import InputError
 from utils.model import deepspeed_chat
-from utils.model.checkpoint_files import check_pointers, not_a_model, read_weights
+from utils.model.checkpoint_files import check_place, check_pointers, not_a_model, read_weights
 from utils.model.deepspeed_chat import HEAD
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import NAME as SHARED_PREFIX
@@ -57,6 +57,7 @@ def load_config(path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     Raises:
         InputError: the path is not a model, or one of text and something else.
     """
+    check_place(path)
     check_pointers(path, "config.json")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -86,17 +87,16 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
         options = _tokenizer_options(Path(source))
         options["trust_remote_code"] = trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        strange = _strange_tokens(Path(source), tokenizer)
+        fault = _tokenizer_fault(Path(source), tokenizer)
     except Exception as error:
         message = not_a_model(source, "tokenizer.json", error)
         if source != path:
             message = f"{path}: no tokenizer.json; config.json says that it is in {message}"
         raise InputError(message) from error
-    if strange:
+    if fault:
         raise InputError(
-            f"{source}: the special tokens {', '.join(strange)} are not in the vocabulary, so they "
-            "are not those of the model; copy tokenizer.json and tokenizer_config.json of the "
-            "model that it was made from into the folder"
+            f"{source}: {fault}; copy tokenizer.json and tokenizer_config.json of the model that "
+            "it was made from into the folder"
         )
     return tokenizer
 
@@ -314,19 +314,20 @@ def _tokenizer_options(folder: Path) -> dict:
     return {"add_bos_token": True} if family.get("model_type") == "opt" else {}
 
 
-def _strange_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Special tokens that the files of a folder do not have: Transformers made them up."""
+def _tokenizer_fault(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What is wrong with a tokenizer that Transformers made of a folder without a word; or ""."""
+    if not tokenizer.vocab_size:
+        return "the tokenizer's files have no vocabulary"
     if (folder / "tokenizer.json").is_file() or not (folder / "vocab.json").is_file():
-        return []
+        return ""
 
     def read(name: str) -> dict:
         file = folder / name
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
-    added = read("tokenizer_config.json").get("added_tokens_decoder", {}).values()
-    known = {
-        *read("vocab.json"),
-        *read("added_tokens.json"),
-        *(token["content"] for token in added),
-    }
-    return sorted(set(tokenizer.special_tokens_map.values()) - known)
+    # A family's special tokens are made up where no file names those of the model.
+    added = read("tokenizer_config.json").get("added_tokens_decoder", {})
+    known = {*read("vocab.json"), *read("added_tokens.json")}
+    known |= {token["content"] for token in added.values()}
+    made_up = sorted(set(tokenizer.special_tokens_map.values()) - known)
+    return f"its vocabulary has no special tokens {', '.join(made_up)}" if made_up else ""

@@ -161,9 +161,10 @@ def score_ends_only(model: PreTrainedModel) -> bool:
 def _why_not_packed(config: PreTrainedConfig) -> str:
     """Why a family's answers cannot share their prompt; "" if they can."""
     family = config.model_type
-    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+    kind = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
+    # Once loaded, a checkpoint's own code stands there, too.
+    if kind is None or not kind.__module__.startswith("transformers."):
         return f"{family} is not a family of Transformers' own"
-    kind = AutoModelForSequenceClassification._model_mapping[type(config)]
     # Both kernels know causal masks and windows alone, so who supports them needs no more.
     kernels = kind._supports_flash_attn and kind._supports_sdpa
     if not (kind._supports_attention_backend and kernels) or kind._is_stateful:

@@ -189,7 +189,7 @@ def _passed_over(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> se
 def _is_quantized(path: str, config: PreTrainedConfig, new_head: bool) -> bool:
     """Whether a checkpoint is quantised; InputError where it cannot be used so."""
     settings = getattr(config, "quantization_config", None)
-    if not settings:
+    if settings is None:
         return False
     settings = settings if isinstance(settings, dict) else settings.to_dict()
     method = settings.get("quant_method", "by an unknown method")
