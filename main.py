@@ -131,7 +131,9 @@ def main(args: Namespace) -> None:
 
 def check_model(args: Namespace, config: PreTrainedConfig) -> None:
     """See that the model will load, and that LoRA finds its layers; no weight is read."""
-    hub.check_weights(args.model_name_or_path, config, True, args.trust_remote_code)
+    # For a look at the data, nothing is downloaded that only training needs.
+    if Path(args.model_name_or_path).is_dir() or not (args.audit_data or args.dry_run):
+        hub.check_weights(args.model_name_or_path, config, True, args.trust_remote_code)
     if args.lora_dim:
         empty = hub.empty_model(config, trust_remote_code=args.trust_remote_code)
         find_layers(empty.base_model, args.lora_module_name)

@@ -77,6 +77,15 @@ def test_a_folder_that_is_not_there(tmp_path, good_data):
     assert said == f"error: {model}: no such folder (--model_name_or_path)\n"
 
 
+@pytest.mark.parametrize("program", ["main.py", "rw_eval.py"])
+def test_damaged_weights_show_before_the_data_are_read(tmp_path, opt_model, program):
+    weights = opt_model / "model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 135\n")
+    said = refuse(tmp_path, tmp_path / "none.jsonl", opt_model, program=program)
+    assert said.startswith(f"error: {weights}: a pointer of Git LFS")
+    assert said.count("\n") == 1
+
+
 def test_layers_that_lora_does_not_find_show_before_the_data_are_read(tmp_path, opt_model):
     words = ("--lora_dim", 4, "--lora_module_name", "nothing.", "--dry_run")
     said = refuse(tmp_path, "nobody/nothing", opt_model, *words)

@@ -161,7 +161,7 @@ def _weight_files(path: str) -> list[Path]:
     if found is None and (kind := other_kind(path)):
         raise InputError(f"{path}: not a model that can be loaded: it is {kind}")
     if found is None:
-        there = ", ".join(sorted(file.name for file in folder.glob("*"))[:8])
+        there = ", ".join(sorted(file.name for file in folder.glob("*"))[:8]) or "its files"
         raise InputError(
             f"{path}: not a model that can be loaded (no weights among {there}); expected "
             f"{SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}, whole or in parts with their index"

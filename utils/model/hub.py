@@ -69,7 +69,7 @@ def load_config(path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
         raise InputError(
             f"{path}: {config.model_type} is composed of several models ({parts}); expected a "
             "language model alone: save its text part as a checkpoint of its own (README.md, "
-            "Families, shows how), and give that to --model_name_or_path"
+            "Troubleshooting, shows how), and give that to --model_name_or_path"
         )
     return config
 
@@ -208,7 +208,8 @@ def new_model(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreT
     config.num_labels = 1
     kind, path = AutoModelForSequenceClassification, config.name_or_path or config.model_type
     try:
-        if type(config) in kind._model_mapping or kind.__name__ in getattr(config, "auto_map", {}):
+        has_code = kind.__name__ in (getattr(config, "auto_map", None) or {})
+        if has_code or type(config) in kind._model_mapping:
             return kind.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise InputError(not_a_model(path, "config.json", error)) from error
