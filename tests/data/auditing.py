@@ -9,7 +9,7 @@ from utils.data import cache
 from utils.data.tokenization import text_key
 
 # What an audit reads.
-NAMES = ("index", "answers", "ranks", "dropped", "problem", "cut", "prompt_tokens")
+NAMES = ("index", "answers", "ranks", "dropped", "problem", "unrendered", "cut", "prompt_tokens")
 NAMES += ("answer_tokens", "shared", "tokens", "source", "prompt_key", "answer_keys")
 SCHEMA = pa.schema([cache.SCHEMA.field(name) for name in NAMES])
 
@@ -23,6 +23,7 @@ def make_row(prompt="p", answers=("a", "b"), ranks=(0, 1), **changes) -> dict:
         "ranks": list(ranks),
         "dropped": "",
         "problem": "",
+        "unrendered": "",
         "cut": 0,
         "prompt_tokens": len(prompt),
         "answer_tokens": tokens,

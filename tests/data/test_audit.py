@@ -171,7 +171,7 @@ def test_figures_are_those_of_slow_loops(monkeypatch, seed):
             own = [row["dropped"] == reason for row in part.rows]
             found = np.array(numbers)[own].tolist()
             assert source.dropped_rows[reason].tolist() == found
-        assert source.problems == ["no answers"] * reasons["malformed"]
+        assert source.problems["malformed"] == ["no answers"] * reasons["malformed"]
         assert results["sources"] == Counter(row["source"] for row in part.rows)
         cut = [row["cut"] for row in part.rows if row["cut"]]
         assert results["cut"] == {"rows": len(cut), "tokens": slow_spread(cut)}

@@ -35,7 +35,18 @@ def test_text_is_one_message_of_the_given_role():
             {"role": "user", "content": "Hi", "name": None, "tool_calls": None, "from": None},
             {"role": "user", "content": "Hi"},
         ),
-        ({"role": "user", "content": "Hi", "mood": "glad"}, {"role": "user", "content": "Hi"}),
+        (
+            {"role": "user", "content": "Hi", "mood": "glad", "id": "7", "train": True, "x": [""]},
+            {"role": "user", "content": "Hi", "mood": "glad"},
+        ),
+        (
+            {"role": "assistant", "content": None, "reasoning_content": "Hm.", "weight": 1.0},
+            {"role": "assistant", "content": "", "reasoning_content": "Hm."},
+        ),
+        (
+            {"from": "gpt", "value": "Hi", "thinking": "Hm."},
+            {"role": "assistant", "content": "Hi", "thinking": "Hm."},
+        ),
         (
             {"role": "tool", "content": "7", "name": "f", "tool_call_id": "1"},
             {"role": "tool", "content": "7", "name": "f", "tool_call_id": "1"},

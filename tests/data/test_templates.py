@@ -6,8 +6,9 @@ import pytest
 
 from tests.data.loading import make_encoder
 from utils.arguments import InputError
+from utils.data.chat_templates import set_chat_template
 from utils.data.comparison import Comparison
-from utils.data.tokenization import set_chat_template, text_key
+from utils.data.tokenization import text_key
 
 TOOLS = [{"type": "function", "function": {"name": "look_up", "description": "says </s> <pad>"}}]
 CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "</s>"}}}

@@ -69,6 +69,7 @@ def test_every_reason_is_counted_and_the_first_malformed_row_named(tmp_path, enc
         },
         "dropped_answers": {"empty answer": 1, "longer than max_seq_len": 1},
         "truncated": sum(row["cut"] > 0 for row in table if not row["dropped"]),
+        "unrendered": {},
     }
 
 

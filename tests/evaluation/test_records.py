@@ -40,6 +40,7 @@ class LengthScorer:
                     "prompt_key": hash(c.prompt),
                     "dropped": "" if kept else "empty answer",
                     "problem": "",
+                    "unrendered": "",
                 }
             )
         return rows

@@ -17,7 +17,7 @@ from utils.data.cache import SCHEMA
 from utils.data.columns import MOST_PAIRS, matrices, mix, places, ranked_pairs
 from utils.data.figures import Figures
 from utils.data.sides import Part, is_dropped
-from utils.data.tokenization import MALFORMED, usable_reasons
+from utils.data.tokenization import MALFORMED, NOT_RENDERED, usable_reasons
 
 NOWHERE = np.iinfo(np.int64).max
 
@@ -97,15 +97,19 @@ class SourceAudit:
         path: of the source, and which part.
         figures: of its rows.
         dropped_rows: reason -> int64, the rows that cannot train for it, counted from 1.
-        problems: of the malformed rows, in their order.
+        problems: reason -> what is wrong with each of these rows, where more than the reason is
+            known.
         cut_rows: int64, the rows that were cut, counted from 1.
+        unrendered: a part of the prompt that the chat template does not write -> int64, the rows
+            that train without it, counted from 1.
     """
 
     path: str
     figures: Figures
     dropped_rows: dict[str, np.ndarray]
-    problems: list[str]
+    problems: dict[str, list[str]]
     cut_rows: np.ndarray
+    unrendered: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -189,9 +193,16 @@ def _audit_source(part: Part, used: np.ndarray, ties: bool = False) -> SourceAud
     figures.cut.add(cut[is_cut])
     _add_tokens(figures, table, used)
     rows = {reason: index[seen & is_dropped(part.table, reason)] for reason in reasons}
-    malformed = seen & is_dropped(part.table, MALFORMED)
-    problems = table["problem"].filter(malformed).to_pylist()
-    return SourceAudit(part.label, figures, rows, problems, index[is_cut])
+    problems = {
+        reason: table["problem"].filter(seen & is_dropped(part.table, reason)).to_pylist()
+        for reason in (MALFORMED, NOT_RENDERED)
+    }
+    kept = seen & is_dropped(part.table, *usable_reasons(ties))
+    parts = count_values(table["unrendered"].filter(kept))
+    unrendered = {
+        name: index[kept & pc.equal(table["unrendered"], name).to_numpy()] for name in parts if name
+    }
+    return SourceAudit(part.label, figures, rows, problems, index[is_cut], unrendered)
 
 
 def _add_tokens(figures: Figures, table: pa.Table, used: np.ndarray) -> None:

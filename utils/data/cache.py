@@ -22,7 +22,17 @@ import pyarrow as pa
 
 from utils import distributed
 from utils.arguments import InputError
-from utils.data import comparison, files, formats, messages, readers, tokenization
+from utils.data import (
+    chat_templates,
+    comparison,
+    files,
+    formats,
+    messages,
+    readers,
+    rendering,
+    tokenization,
+    unrendered,
+)
 from utils.data.comparison import Comparison
 from utils.data.files import RawRow, Rows, parse_row
 from utils.data.tokenization import MALFORMED, ComparisonTokenizer, dropped_row
@@ -40,6 +50,7 @@ SCHEMA = pa.schema(
         "weight": pa.float32(),
         "dropped": pa.string(),
         "problem": pa.string(),
+        "unrendered": pa.string(),
         "empty_answers": pa.int32(),
         "long_answers": pa.int32(),
         "cut": pa.int32(),
@@ -58,7 +69,10 @@ SCHEMA = pa.schema(
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 8 * 2**20
 # Whatever in the code changes the tokens is a part of the key.
-CODE = (comparison, files, formats, messages, readers, tokenization)
+CODE = (
+    *(chat_templates, comparison, files, formats, messages, readers, rendering, tokenization),
+    unrendered,
+)
 
 
 class Encoder:

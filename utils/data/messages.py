@@ -1,11 +1,13 @@
 """Messages as data sets write them, brought into one form.
 
 A message is {"role", "content"} as chat templates take it, both texts, and in some "name",
-"tool_call_id" (texts) and "tool_calls" (a list of dicts). Columns of a table have one type, so that
-a field of one row is null in all others: null fields are as if they were not there.
+"tool_call_id" (texts), "tool_calls" (a list of dicts) and whatever else a template may write, such
+as "reasoning_content". Columns of a table have one type, so that a field of one row is null in all
+others: null fields are as if they were not there.
 """
 
 import json
+import re
 from typing import Any
 
 from utils.data.comparison import MAX_DEPTH, Message, check_text, shorten
@@ -20,6 +22,22 @@ ROLES = {
     **dict.fromkeys(("observation", "tool", "function_response"), "tool"),
 }
 
+# Fields in which a message says something beside its content: thoughts, by the names that APIs and
+# templates have for them, and calls ("function_call" is OpenAI's older name).
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "tool_plan")
+CALLS = ("tool_calls", "function_call")
+
+# What data sets note about a message, by the last word of the field's name: no template writes it,
+# and two copies of a message may differ in it.
+_NOTES = (
+    *("id", "ids", "uuid", "index", "hash", "ip", "url", "identifier", "model", "source"),
+    *("timestamp", "time", "date", "at", "created", "updated", "status", "type"),
+    *("lang", "language", "country", "state", "header", "headers", "metadata", "meta", "reason"),
+    *("weight", "train", "mask", "score", "scores", "rating", "ratings", "label", "labels"),
+    *("tokens", "usage", "logprobs", "moderation"),
+)
+_NOTE = re.compile(rf"(.*_)?({'|'.join(_NOTES)})", re.IGNORECASE)
+
 
 def read_messages(value: object, role: str) -> list[Message]:
     """Messages in one form; a text is one message of the given role.
@@ -27,7 +45,8 @@ def read_messages(value: object, role: str) -> list[Message]:
     Args:
         value: text, or a list of dicts: role, content as in TRL and the OpenAI API, or from, value
             as in ShareGPT. Content may be a list of parts [{"type": "text", "text": ...}], which
-            are joined, and null where the message calls tools.
+            are joined, and null where the message calls tools or thinks. Further fields stay if
+            they hold text, but for what is only noted about a message.
 
     Raises:
         ValueError: it is neither, a part is no text, or a field has another type.
@@ -65,6 +84,21 @@ def without_nulls(name: str, value: Any, depth: int = 0) -> Any:
     return value
 
 
+def says_something(message: Message) -> bool:
+    """Whether a message has content, thoughts or calls."""
+    fields = (message.get(name) for name in (*REASONING, *CALLS))
+    return bool(message["content"].strip()) or any(map(holds_text, fields))
+
+
+def holds_text(value: object) -> bool:
+    """Whether a JSON value has a text that is not blank somewhere in it."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return any(map(holds_text, value))
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _read_message(message: dict) -> Message:
     if message.get("role") is None and message.get("from") is not None:
         message = _from_sharegpt(message)
@@ -77,7 +111,13 @@ def _read_message(message: dict) -> Message:
         if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
             raise ValueError(f"tool_calls is {shorten(calls)}; expected a list of calls")
         read["tool_calls"] = without_nulls("tool_calls", calls)
-        read["content"] = read["content"] or ""
+    for key, value in message.items():
+        if key not in (*read, "tool_calls") and not _NOTE.fullmatch(key):
+            value = without_nulls(key, value)
+            if holds_text(value):
+                read[key] = value
+    if not read["content"] and any(name in read for name in (*REASONING, *CALLS)):
+        read["content"] = ""
     if isinstance(read["content"], list):
         read["content"] = _join_parts(read["content"])
     if not isinstance(read["role"], str) or not isinstance(read["content"], str):
@@ -97,16 +137,17 @@ def _join_parts(parts: list) -> str:
 def _from_sharegpt(message: dict) -> dict:
     """{"from", "value"} with the field's usual names; the value of a function call is its JSON."""
     role, value = message["from"], message.get("value")
+    others = {key: part for key, part in message.items() if key not in ("from", "value")}
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"from is {shorten(role)}; expected one of {', '.join(ROLES)}")
     if role != "function_call":
-        return {"role": ROLES[role], "content": value}
+        return {**others, "role": ROLES[role], "content": value}
     calls = _parse("function_call", check_text("function_call", value))
     calls = calls if isinstance(calls, list) else [calls]  # one call, or several at once
     if not all(isinstance(call, dict) for call in calls):
         raise ValueError(f"function_call is {shorten(calls)}; expected objects with a name")
     calls = [{"type": "function", "function": call} for call in calls]
-    return {"role": ROLES[role], "tool_calls": calls}
+    return {**others, "role": ROLES[role], "tool_calls": calls}
 
 
 def _parse(name: str, text: str) -> Any:

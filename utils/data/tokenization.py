@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinja2
 
 from utils.arguments import InputError
+from utils.data.chat_templates import set_chat_template
 from utils.data.comparison import Comparison, common_prefix_length
-from utils.data.readers import TURN
+from utils.data.messages import says_something
+from utils.data.rendering import Renderer
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # slow to import
 END_OF_TEXT = "<|endoftext|>"
 
 MALFORMED = "malformed"
+NOT_RENDERED = "not rendered by the chat template"
+WRITE_IT = "give a template that writes it (--chat_template), or remove it from the data"
 EMPTY = "empty answer"
 TOO_LONG = "longer than max_seq_len"
 TIED = "tied"
@@ -27,7 +29,8 @@ IDENTICAL = "identical answers"
 CUT_IDENTICAL = "identical after truncation"
 FEW = "fewer than two answers"
 
-# Entries of a tokenised row; the others are weight, dropped, problem and source.
+# Entries of a tokenised row; the others are weight, dropped, problem, unrendered
+# and source.
 LISTS = (
     *("input_ids", "answer_starts", "answers", "answer_tokens", "answer_keys"),
     *("ranks", "grades", "votes"),
@@ -45,11 +48,14 @@ class TextSettings:
     Saved in the model's config, so that scoring repeats what training did.
 
     Attributes:
-        end_token: the token that ends every answer.
+        end_token: the token that ends every answer, and is scored.
         max_seq_len: longest sequence in tokens, all special tokens included.
         overlength: truncate_prompt, drop or truncate_end (see main.py --help).
         score_position: end, first_pad or mean (see main.py --help).
         apply_chat_template: whether a text prompt is rendered as one user message.
+        answer_end: token: white space behind a chat template's text goes and the end token is
+            appended; as_written: nothing is cut or appended, and what a text spells may become a
+            special token, as with Transformers' own apply_chat_template and tokenizer.
     """
 
     end_token: str
@@ -57,15 +63,25 @@ class TextSettings:
     overlength: str = "truncate_prompt"
     score_position: str = "end"
     apply_chat_template: bool = False
+    answer_end: str = "token"
 
 
 def prepare_tokenizer(
-    tokenizer: "PreTrainedTokenizerBase", add_eot_token: bool, chat_template: str | None = None
+    tokenizer: "PreTrainedTokenizerBase",
+    add_eot_token: bool,
+    chat_template: str | None = None,
+    as_written: bool = False,
 ) -> tuple[str, list[str]]:
     """Make sure that the tokenizer has an end token and a padding token that differs from it.
 
     A padding token equal to the end token would make Transformers' own pooling pass over the end
     of the answer.
+
+    Args:
+        tokenizer: is changed.
+        add_eot_token: whether <|endoftext|> is the end token, and one of the tokenizer's.
+        chat_template: file of another chat template.
+        as_written: whether the tokenizer gets no new token, since a text may spell it.
 
     Returns:
         The end token, and sentences about what was changed.
@@ -86,25 +102,14 @@ def prepare_tokenizer(
             f"{tokenizer.name_or_path}: the tokenizer has no end token (eos_token); "
             "set one in its tokenizer_config.json, or give --add_eot_token"
         )
-    if tokenizer.pad_token is None or tokenizer.pad_token == end:
+    if as_written:
+        tokenizer.pad_token = tokenizer.pad_token or end
+    elif tokenizer.pad_token is None or tokenizer.pad_token == end:
         found = "no padding token" if tokenizer.pad_token is None else f"the end token {end} for it"
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
         notes.append(f"the tokenizer has {found}: padding is {tokenizer.pad_token_id} (<pad>)")
     tokenizer.padding_side = "right"
     return end, notes
-
-
-def set_chat_template(tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
-    """Take the chat template of a file; InputError if it does not render a question and answer."""
-    trial = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    try:
-        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
-        tokenizer.apply_chat_template(trial, tokenize=False)
-    except (OSError, UnicodeDecodeError, jinja2.TemplateError, TypeError) as error:
-        raise InputError(
-            f"--chat_template {path}: {error}; expected a file with a Jinja template that renders "
-            "`messages`"
-        ) from error
 
 
 def leading_special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -142,13 +147,15 @@ class ComparisonTokenizer:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: TextSettings):
         self.tokenizer = tokenizer
         self.settings = settings
+        self.render = Renderer(tokenizer, settings)
         self.leading_ids = leading_special_ids(tokenizer)
+        self.as_written = settings.answer_end == "as_written"
+        self.end_ids = []
+        if not self.as_written:
+            self.end_ids.append(tokenizer.convert_tokens_to_ids(settings.end_token))
         # With first_pad, the padding token that is scored is a part of the sequence.
-        self.end_ids = [tokenizer.convert_tokens_to_ids(settings.end_token)]
         if settings.score_position == "first_pad":
             self.end_ids.append(tokenizer.pad_token_id)
-        special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
-        self.special = re.compile("|".join(map(re.escape, special)))
 
     def rows(self, comparisons: Sequence[Comparison]) -> list[dict]:
         """Tokenise comparisons.
@@ -159,7 +166,8 @@ class ComparisonTokenizer:
             answer_starts: where in it the answer begins;
             answers: which of the K answers these are; ranks: of all K;
             grades, votes: of all K, [] if there are none; weight: None if there is none;
-            dropped: why the comparison cannot train, "" if it can; problem: what is malformed;
+            dropped: why the comparison cannot train, "" if it can; problem: what is malformed, or
+            which part of an answer the chat template does not write; unrendered: of the prompt;
             empty_answers, long_answers: answers that are not kept;
             cut: tokens that the policy took from the longest sequence, 0 if it did nothing;
             prompt_tokens: of the prompt, answer_tokens: of each kept answer, before any cut;
@@ -170,67 +178,30 @@ class ComparisonTokenizer:
         rows, texts = [], []
         for comparison in comparisons:
             try:
-                rendered = [self._render(comparison, r) for r in comparison.responses]
+                rendered = self.render(comparison)
             except (jinja2.TemplateError, TypeError, ValueError) as error:
                 problem = f"chat template: {error}"
                 rows.append(dropped_row(MALFORMED, comparison.source, problem))
                 continue
-            answers = [i for i, r in enumerate(comparison.responses) if _has_text(r)]
-            texts += [rendered[i] for i in answers]
             row = dropped_row("", comparison.source)
-            row["answers"], row["empty_answers"] = answers, len(rendered) - len(answers)
+            said = [i for i, response in enumerate(comparison.responses) if _has_text(response)]
+            row["answers"], row["empty_answers"] = said, len(comparison.responses) - len(said)
             row["ranks"], row["weight"] = list(comparison.ranks), comparison.weight
             row["grades"] = list(comparison.grades or ())
             row["votes"] = list(comparison.votes or ())
             row["prompt_key"] = text_key(comparison.prompt)
             row["answer_keys"] = [text_key(response) for response in comparison.responses]
+            row["unrendered"] = rendered.unrendered
+            if rendered.lost:
+                row["answers"], row["dropped"], row["problem"] = [], NOT_RENDERED, rendered.lost
+            texts += [
+                (rendered.texts[i], rendered.prompt_ends[i], rendered.chat) for i in row["answers"]
+            ]
             rows.append(row)
         encoded = iter(self._encode(texts))
         for row in rows:
             self._fit(row, [next(encoded) for _ in row["answers"]])
         return rows
-
-    def _render(self, comparison: Comparison, response) -> tuple[str, int, bool]:
-        """The full text, where in it the prompt ends, and whether a chat template wrote it."""
-        prompt, tools = comparison.prompt, comparison.tools
-        if isinstance(prompt, str) and self.settings.apply_chat_template:
-            prompt = [{"role": "user", "content": prompt}]
-        if isinstance(prompt, str):
-            # Without white space at the seam, the last word of the prompt and the first of the
-            # answer would become one.
-            seam = " " if prompt and not prompt[-1].isspace() and not response[:1].isspace() else ""
-            return prompt + seam + response, len(prompt), False
-        if isinstance(response, str):
-            response = [{"role": "assistant", "content": response}]
-        if not self.tokenizer.chat_template:
-            before = _transcript(prompt, tools) + TURN
-            return _transcript(prompt + response, tools), len(before), False
-        before = self._apply_template(prompt, tools, add_generation_prompt=True)
-        text = self._apply_template(prompt + response, tools)
-        if not text.startswith(before):
-            before = self._apply_template(prompt, tools)
-        # The end token is appended as an id; the template's own would make it two.
-        return text.rstrip().removesuffix(self.settings.end_token), len(before), True
-
-    def _apply_template(self, messages, tools, add_generation_prompt=False) -> str:
-        # Only the template itself may write special tokens.
-        return self.tokenizer.apply_chat_template(
-            self._without_special(messages),
-            tools=self._without_special(tools),
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-
-    def _without_special(self, value):
-        """A copy in which an invisible space breaks the spelling of special tokens."""
-        if isinstance(value, str):
-            return self.special.sub(lambda found: found[0][0] + "\u200b" + found[0][1:], value)
-        if isinstance(value, list):
-            return [self._without_special(part) for part in value]
-        if isinstance(value, dict):
-            parts = value.items()
-            return {self._without_special(k): self._without_special(v) for k, v in parts}
-        return value
 
     def _encode(self, texts: Sequence[tuple[str, int, bool]]) -> list[tuple[list[int], int]]:
         """Token ids with leading and end tokens, and the token at which the answer starts."""
@@ -240,11 +211,11 @@ class ComparisonTokenizer:
             # Text from the data never becomes a special token; what a chat template writes does.
             batch = self.tokenizer(
                 [texts[i][0] for i in numbers],
-                add_special_tokens=False,
-                split_special_tokens=not chat,
+                add_special_tokens=self.as_written and not chat,
+                split_special_tokens=not (self.as_written or chat),
                 return_attention_mask=False,
             )
-            leading = [] if chat else self.leading_ids
+            leading = [] if self.as_written or chat else self.leading_ids
             for row, i in enumerate(numbers):
                 text, prompt_end, _ = texts[i]
                 ids = batch.input_ids[row]
@@ -304,6 +275,7 @@ def dropped_row(reason: str, source: str, problem: str = "") -> dict:
         "weight": None,
         "dropped": reason,
         "problem": problem,
+        "unrendered": "",
         "source": source,
     }
 
@@ -341,15 +313,4 @@ def text_key(value: str | list) -> int:
 def _has_text(response) -> bool:
     if isinstance(response, str):
         return bool(response.strip())
-    return any(m["content"].strip() or m.get("tool_calls") for m in response)
-
-
-def _transcript(messages, tools=None) -> str:
-    """Render messages as Anthropic's HH transcripts do; other roles stand without a name."""
-    names = {"user": "\n\nHuman: ", "assistant": TURN + " "}
-    parts = [json.dumps(tools)] if tools else []
-    for message in messages:
-        calls = [json.dumps(call) for call in message.get("tool_calls", ())]
-        text = "\n".join([message["content"].strip(), *calls]).strip()
-        parts.append(names.get(message["role"], "\n\n") + text)
-    return "".join(parts)
+    return any(map(says_something, response))

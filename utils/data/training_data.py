@@ -14,7 +14,15 @@ from utils.data import audit, cache, files
 from utils.data.sampling import Mixture
 from utils.data.sides import Part, Sides, is_dropped, load_evaluation
 from utils.data.sources import parse_sources
-from utils.data.tokenization import EMPTY, MALFORMED, TOO_LONG, ComparisonTokenizer, usable_reasons
+from utils.data.tokenization import (
+    EMPTY,
+    MALFORMED,
+    NOT_RENDERED,
+    TOO_LONG,
+    WRITE_IT,
+    ComparisonTokenizer,
+    usable_reasons,
+)
 
 TRAINING_COLUMNS = (
     *("index", "input_ids", "answer_starts", "answers", "ranks", "grades", "votes", "weight"),
@@ -118,6 +126,8 @@ def count_rows(table: datasets.Dataset, ties: bool = False) -> dict:
     if number := dropped.pop(MALFORMED, 0):
         dropped[f"{MALFORMED}, first: {_malformed(table, 1)[0]}"] = number
     kept = is_dropped(table, *usable)
+    unrendered = audit.count_values(data.column("unrendered").filter(kept))
+    del unrendered[""]
     names = ("empty_answers", "long_answers", "cut")
     empty, long, cut = (data.column(name).to_numpy()[kept] for name in names)
     left_out = {EMPTY: int(empty.sum()), TOO_LONG: int(long.sum())}
@@ -127,6 +137,7 @@ def count_rows(table: datasets.Dataset, ties: bool = False) -> dict:
         "dropped": dict(dropped),
         "dropped_answers": {reason: number for reason, number in left_out.items() if number},
         "truncated": int(np.count_nonzero(cut)),
+        "unrendered": dict(unrendered),
     }
 
 
@@ -139,7 +150,26 @@ def _describe(path: str, count: dict) -> str:
         line += f", {number:,} answers left out ({reason})"
     if count["truncated"]:
         line += f", {count['truncated']:,} cut to fit"
+    for part, number in count["unrendered"].items():
+        line += f", {number:,} kept without {part}, {NOT_RENDERED}"
     return line
+
+
+def _warn_unrendered(label: str, table: datasets.Dataset) -> list[str]:
+    """Sentences with an example each on what the chat template does not write."""
+    lost = np.flatnonzero(is_dropped(table, NOT_RENDERED))
+    parts = pc.not_equal(table.data.column("unrendered"), "").to_numpy()
+    parts = np.flatnonzero(parts & ~is_dropped(table, NOT_RENDERED))
+    cases = (
+        (lost, "problem", "rows are dropped, since a part of an answer is"),
+        (parts, "unrendered", "rows lack a part of the prompt that is"),
+    )
+    return [
+        f"!! {label}: {len(rows):,} {what} {NOT_RENDERED}; the first is row {rows[0] + 1}, "
+        f"{table[int(rows[0])][column]}: {WRITE_IT}"
+        for rows, column, what in cases
+        if len(rows)
+    ]
 
 
 def _count(parts: list[Part], max_bad_rows: float, ties: bool = False) -> dict[str, dict]:
@@ -155,9 +185,11 @@ def _count(parts: list[Part], max_bad_rows: float, ties: bool = False) -> dict[s
                 f"{'; '.join(_malformed(part.table, SHOWN))}. Mend or remove them, or give a "
                 "higher --max_bad_rows"
             )
-        distributed.log(_describe(part.label, count))
+        warnings = _warn_unrendered(part.label, part.table)
+        distributed.log(_describe(part.label, count), *warnings)
         if not count["kept"]:
-            raise InputError(f"no usable comparison in {_describe(part.label, count)}")
+            found = _describe(part.label, count)
+            raise InputError("; ".join([f"no usable comparison in {found}", *warnings]))
     return counts
 
 

@@ -14,7 +14,7 @@ from utils.data.batching import Batch, Collate
 from utils.data.cache import Encoder
 from utils.data.files import RawRow, Rows
 from utils.data.sampling import Grouping, TrainingPlan
-from utils.data.tokenization import MALFORMED, usable_reasons
+from utils.data.tokenization import MALFORMED, NOT_RENDERED, WRITE_IT, usable_reasons
 
 WINDOW = 8192  # rows that are shuffled together
 FEWEST = 1000  # rows from which on a share of malformed ones means something
@@ -60,6 +60,8 @@ class TrainingStream:
     def __post_init__(self) -> None:
         self.usable = usable_reasons(self.ties)
         self.counts: Counter[str] = Counter()  # of what became of the rows
+        self.unrendered: Counter[str] = Counter()  # parts of prompts, of rows that train
+        self.warned: set[str] = set()  # sources of which it was said
 
     def __iter__(self) -> Iterator[Batch]:
         rows = self._ordered()
@@ -73,7 +75,9 @@ class TrainingStream:
 
     def _report(self) -> None:
         dropped = [f", {n:,} dropped ({why})" for why, n in self.counts.items() if why]
-        distributed.log(f"{self.counts.total():,} rows read from the stream{''.join(dropped)}")
+        lacking = [f", {n:,} without {x}, {NOT_RENDERED}" for x, n in self.unrendered.items() if x]
+        said = "".join([*dropped, *lacking])
+        distributed.log(f"{self.counts.total():,} rows read from the stream{said}")
 
     def _take(self, rows: Iterator[tuple[int, RawRow]]) -> tuple[list[dict], Grouping]:
         """The comparisons of the next step."""
@@ -97,14 +101,27 @@ class TrainingStream:
         for number, (_, encoder) in enumerate(self.sources):
             tokenised += encoder.rows(raw for source, raw in piece if source == number)
         self.counts.update(row["dropped"] for row in tokenised)
+        self._warn(tokenised)
         malformed, limit = self.counts[MALFORMED], self.max_bad_rows
         if malformed > limit * max(self.counts.total(), FEWEST):
-            problem = next(row["problem"] for row in tokenised if row["problem"])
+            problem = next(row["problem"] for row in tokenised if row["dropped"] == MALFORMED)
             raise InputError(
                 f"{malformed:,} of {self.counts.total():,} rows read are malformed, --max_bad_rows "
                 f"lets {limit:g} of them pass; the last: {problem}"
             )
-        return [row for row in tokenised if row["dropped"] in self.usable]
+        usable = [row for row in tokenised if row["dropped"] in self.usable]
+        self.unrendered.update(row["unrendered"] for row in usable)
+        return usable
+
+    def _warn(self, tokenised: list[dict]) -> None:
+        """Say once of each source what the chat template does not write."""
+        for row in tokenised:
+            part = row["unrendered"] or (row["dropped"] == NOT_RENDERED and row["problem"])
+            if part and row["source"] not in self.warned:
+                self.warned.add(row["source"])
+                distributed.log(
+                    f"!! {row['source']}: a part of a row is {NOT_RENDERED}, {part}: {WRITE_IT}"
+                )
 
     def _ordered(self) -> Iterator[tuple[int, RawRow]]:
         """The number of its source and the row, from `progress.position` on, without end."""

@@ -7,7 +7,16 @@ from itertools import groupby
 import numpy as np
 
 from utils.data.audit import Audit, Matches, SourceAudit
-from utils.data.tokenization import CUT_IDENTICAL, EMPTY, IDENTICAL, MALFORMED, TIED, TOO_LONG
+from utils.data.tokenization import (
+    CUT_IDENTICAL,
+    EMPTY,
+    IDENTICAL,
+    MALFORMED,
+    NOT_RENDERED,
+    TIED,
+    TOO_LONG,
+    WRITE_IT,
+)
 from utils.evaluation.tables import percent
 
 SHOWN = 5  # rows that a finding names
@@ -51,17 +60,22 @@ def find_findings(audit: Audit) -> list[Finding]:
 def _of_rows(audit: Audit, sources: Sequence[SourceAudit]) -> list[Finding]:
     """Of defects that no row should have."""
     repeats = audit.repeats
-    malformed = [
-        (source.path, int(row))
-        for source in sources
-        for row in source.dropped_rows.get(MALFORMED, ())[:SHOWN]
-    ]
-    number = sum(source.figures.dropped[MALFORMED] for source in sources)
+    unrendered = [(s.path, rows) for s in sources for rows in s.unrendered.values()]
     cases = [
         (
-            ("malformed", True, number, malformed),
+            ("malformed", True, *_named(_dropped(sources, MALFORMED))),
             "Malformed rows",
             "mend or remove them; --max_bad_rows says how many may pass",
+        ),
+        (
+            (NOT_RENDERED, True, *_named(_dropped(sources, NOT_RENDERED))),
+            "Rows with a part of an answer that the chat template does not write",
+            WRITE_IT,
+        ),
+        (
+            ("part of the prompt not rendered", False, *_named(unrendered)),
+            "Rows with a part of the prompt that the chat template does not write",
+            WRITE_IT,
         ),
         (
             ("contradictory labels", True, *_first(repeats.contradictions["training"])),
@@ -162,6 +176,18 @@ def _longer_better(sources: Sequence[SourceAudit]) -> Iterator[Finding]:
             )
             count = sum(of for *_, of in above)
             yield Finding(f"{word} answers are better", False, sentence, count, [])
+
+
+def _dropped(sources: Sequence[SourceAudit], reason: str) -> list[tuple[str, np.ndarray]]:
+    """The rows of each source that are dropped for a reason."""
+    none = np.zeros(0, dtype=np.int64)
+    return [(source.path, source.dropped_rows.get(reason, none)) for source in sources]
+
+
+def _named(groups: Sequence[tuple[str, np.ndarray]]) -> tuple[int, list[tuple[str, int]]]:
+    """How many rows there are in groups of rows of a source, and the first of them."""
+    rows = [(path, int(row)) for path, some in groups for row in some[:SHOWN]]
+    return sum(len(some) for _, some in groups), rows
 
 
 def _first(matches: Matches) -> tuple[int, list[tuple[str, int]]]:

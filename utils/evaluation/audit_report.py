@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.text import Text
 
 from utils.data.audit import Audit, Matches
-from utils.data.tokenization import MALFORMED
 from utils.evaluation.audit_findings import Finding, find_findings
 from utils.evaluation.audit_plots import draw_audit
 from utils.evaluation.tables import (
@@ -220,9 +219,12 @@ def _defects(audit: Audit) -> Iterator[dict]:
     for sources in audit.sources.values():
         for source in sources:
             for reason, rows in source.dropped_rows.items():
-                details = source.problems if reason == MALFORMED else ["left out"] * len(rows)
+                details = source.problems.get(reason) or ["left out"] * len(rows)
                 for row, detail in zip(rows.tolist(), details, strict=True):
                     yield {"path": source.path, "row": row, "defect": reason, "detail": detail}
+            for part, rows in source.unrendered.items():
+                fields = {"defect": "part of the prompt not rendered", "detail": part}
+                yield from ({"path": source.path, "row": row, **fields} for row in rows.tolist())
     repeats = audit.repeats
     opposite = "{other} ranks two of its answers the other way round"
     for side in audit.sources:

@@ -4,7 +4,7 @@ import argparse
 
 from utils.arguments import InputError
 from utils.data.comparison import Comparison
-from utils.data.tokenization import ComparisonTokenizer
+from utils.data.tokenization import NOT_RENDERED, ComparisonTokenizer
 from utils.evaluation.report import print_scores
 from utils.evaluation.scoring import Scorer
 
@@ -31,7 +31,7 @@ def given_prompts(args: argparse.Namespace, encoder: ComparisonTokenizer) -> lis
     """The prompt of the command line with its answers, or else the built-in ones.
 
     Raises:
-        InputError: an answer is empty or too long.
+        InputError: an answer is empty, too long, or not what the chat template writes.
     """
     if args.prompt is not None:
         prompts = [(args.prompt, args.response)]
@@ -42,6 +42,11 @@ def given_prompts(args: argparse.Namespace, encoder: ComparisonTokenizer) -> lis
         for prompt, answers in prompts
     ]
     for comparison, row in zip(comparisons, encoder.rows(comparisons), strict=True):
+        if row["dropped"] == NOT_RENDERED:
+            raise InputError(
+                f"{row['problem']} is {NOT_RENDERED}: give another --response, or a template that "
+                "writes it (--chat_template)"
+            )
         for number, answer in enumerate(comparison.responses):
             if number not in row["answers"]:
                 raise InputError(
@@ -75,7 +80,8 @@ def ask(scorer: Scorer) -> None:
             (row,) = scorer([comparison])
             if row["scores"][-1] is None:
                 limit = scorer.encoder.settings.max_seq_len
-                print(f"not scored: it has more than {limit} tokens (--max_seq_len)")
+                why = f"it has more than {limit} tokens (--max_seq_len)"
+                print(f"not scored: {row['problem'] or why}")
                 continue
             answers.append(answer)
             _print_numbered(prompt, answers, row["scores"])

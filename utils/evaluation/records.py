@@ -11,7 +11,7 @@ from utils import distributed
 from utils.data.comparison import Comparison
 from utils.data.files import parse_row
 from utils.data.streaming import Stream, Window, windows
-from utils.data.tokenization import MALFORMED
+from utils.data.tokenization import MALFORMED, NOT_RENDERED, WRITE_IT
 from utils.evaluation.scoring import Scorer
 
 WINDOW = 512  # rows that are sorted by length together
@@ -81,8 +81,9 @@ def make_record(
     Returns:
         index, source, prompt (a hash that equal prompts share), ranks, scores and lengths (tokens
         of the answers), with None where an answer could not be scored. Where there is something to
-        say, also votes, id, and copies: for each answer the first one with the same tokens. If no
-        answer could be scored, `dropped` says why, and `problem` what is malformed.
+        say, also votes, id, copies: for each answer the first one with the same tokens, and
+        unrendered: a part of the prompt that the chat template does not write. If no answer could
+        be scored, `dropped` says why, and `problem` what is malformed or not written.
     """
     if not row["answers"]:
         return drop_record(index, comparison.source, row["dropped"], row["problem"])
@@ -106,6 +107,8 @@ def make_record(
         record["votes"] = list(comparison.votes)
     if row_id is not None:
         record["id"] = row_id
+    if row["unrendered"]:
+        record["unrendered"] = row["unrendered"]
     return record
 
 
@@ -124,14 +127,18 @@ class RowCounts:
         scored: those with a scored answer.
         dropped: the others, by reason.
         answers_left_out: answers without a score, of rows that have one.
+        unrendered: rows that were scored without a part of their prompt, by the part.
         first_problem: of the first malformed row, with its number counted from 1.
+        first_unrendered: the same of what the chat template does not write.
     """
 
     read: int = 0
     scored: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     answers_left_out: int = 0
+    unrendered: dict[str, int] = field(default_factory=dict)
     first_problem: str = ""
+    first_unrendered: str = ""
 
     def add(self, records: list[dict]) -> None:
         """Count some records."""
@@ -140,11 +147,18 @@ class RowCounts:
             if "dropped" in record:
                 reason = record["dropped"]
                 self.dropped[reason] = self.dropped.get(reason, 0) + 1
-                if "problem" in record and not self.first_problem:
-                    self.first_problem = f"row {record['index'] + 1}: {record['problem']}"
+                where = f"row {record['index'] + 1}: {record.get('problem')}"
+                if reason == MALFORMED:
+                    self.first_problem = self.first_problem or where
+                elif reason == NOT_RENDERED:
+                    self.first_unrendered = self.first_unrendered or where
             else:
                 self.scored += 1
                 self.answers_left_out += record["scores"].count(None)
+                if part := record.get("unrendered"):
+                    self.unrendered[part] = self.unrendered.get(part, 0) + 1
+                    where = f"row {record['index'] + 1}: {part}"
+                    self.first_unrendered = self.first_unrendered or where
 
     def __str__(self) -> str:
         parts = [f"{self.read:,} rows, {self.scored:,} scored"]
@@ -153,6 +167,10 @@ class RowCounts:
             parts.append(f"{self.answers_left_out:,} answers left out (empty or too long)")
         if self.first_problem:
             parts.append(f"first malformed: {self.first_problem}")
+        for part, number in self.unrendered.items():
+            parts.append(f"{number:,} scored without {part}, {NOT_RENDERED}")
+        if self.first_unrendered:
+            parts.append(f"first {NOT_RENDERED}: {self.first_unrendered}: {WRITE_IT}")
         return ", ".join(parts)
 
 
