@@ -28,6 +28,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from utils import distributed
 from utils.data.audit import audit_sides
 from utils.data.batching import make_collator
+from utils.data.chat_templates import fix_date
 from utils.data.sides import Sides, load_sides
 from utils.data.tokenization import (
     ComparisonTokenizer,
@@ -40,10 +41,11 @@ from utils.evaluation.audit_report import print_audit, write_audit
 from utils.evaluation.model_card import model_card
 from utils.model import hub
 from utils.model.adapters import add_lora, find_layers, merge_lora, save_adapter
-from utils.model.reward_model import RewardModel
+from utils.model.reward_model import RewardModel, check_head
 from utils.model.shared_prefix import choose_layout
 from utils.training.checkpoint import (
     NO_MODEL,
+    Checkpoint,
     Progress,
     check_output_dir,
     find_checkpoint,
@@ -81,6 +83,7 @@ def main(args: Namespace) -> None:
     if args.offload == "nvme":
         check_nvme()
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
+    check_head(args.model_name_or_path, config)
     hub.set_dropout(config, args.dropout)
     if args.estimate_memory:
         print_estimate(hub.empty_model(config, trust_remote_code=args.trust_remote_code))
@@ -90,7 +93,7 @@ def main(args: Namespace) -> None:
     distributed.log(*notes)
     checkpoint = find_checkpoint(args, device)
     progress = checkpoint.progress if checkpoint else Progress()
-    encoder = prepare_text(args, config)
+    encoder = prepare_text(args, config, checkpoint)
     collator = partial(make_collator, encoder, args.batch_layout, args.pad_to_multiple_of)
     collate, eval_collate = collator(loss_inputs(args)), collator()
     if args.streaming:
@@ -139,7 +142,9 @@ def check_model(args: Namespace, config: PreTrainedConfig) -> None:
         find_layers(empty.base_model, args.lora_module_name)
 
 
-def prepare_text(args: Namespace, config: PreTrainedConfig) -> ComparisonTokenizer:
+def prepare_text(
+    args: Namespace, config: PreTrainedConfig, checkpoint: Checkpoint | None
+) -> ComparisonTokenizer:
     """The tokenizer, with its end and padding tokens, and what makes rows of comparisons."""
     longest = getattr(config, "max_position_embeddings", None) or args.max_seq_len
     if args.max_seq_len > longest:
@@ -149,6 +154,10 @@ def prepare_text(args: Namespace, config: PreTrainedConfig) -> ComparisonTokeniz
         )
     tokenizer = hub.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token, args.chat_template)
+    before = checkpoint.run.get("--chat_template_date") if checkpoint else None
+    args.chat_template_date = fix_date(tokenizer, args.chat_template_date or before)
+    if args.chat_template_date:
+        notes.append(f"the chat template writes a date, for good {args.chat_template_date}")
     distributed.log(*notes)
     args.num_padding_at_beginning = check_num_padding_at_beginning(
         tokenizer, end_token, args.num_padding_at_beginning

@@ -31,6 +31,7 @@ from transformers import PreTrainedConfig
 
 from utils import distributed
 from utils.data.batching import make_collator
+from utils.data.chat_templates import fix_date
 from utils.data.streaming import Stream, open_benchmark, open_stream
 from utils.data.tokenization import (
     ComparisonTokenizer,
@@ -54,7 +55,8 @@ from utils.evaluation.records import (
 )
 from utils.evaluation.report import print_benchmark, print_results, write_report
 from utils.evaluation.scoring import Scorer
-from utils.model import hub
+from utils.model import deepspeed_chat, hub
+from utils.model.reward_model import check_head
 from utils.model.shared_prefix import choose_layout
 
 FORMS = {"best_of_n": best_of_n, "as_pairs": as_pair, "as_scores": as_scores}
@@ -77,6 +79,7 @@ def main(args: argparse.Namespace) -> None:
             "python, or give files in --data_path"
         )
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
+    check_head(args.model_name_or_path, config)
     # Before rows are read: whether the weights are there, and with the scalar head.
     hub.check_weights(args.model_name_or_path, config, trust_remote_code=args.trust_remote_code)
     args.batch_layout, notes = choose_layout(config, args.batch_layout)
@@ -111,24 +114,64 @@ def compare_models(args: argparse.Namespace) -> None:
 def load_encoder(args: argparse.Namespace, config: PreTrainedConfig) -> ComparisonTokenizer:
     """The tokenizer with training's settings, where the command line does not override them."""
     tokenizer = hub.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
-    end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token, args.chat_template)
-    saved = getattr(config, "reward_settings", None)
-    if saved is None:
+    saved: dict = getattr(config, "reward_settings", None) or {}
+    is_foreign = not saved
+    answer_end = args.answer_end or how_answers_end(args, saved)
+    end_token, notes = prepare_tokenizer(
+        tokenizer, args.add_eot_token, args.chat_template, answer_end == "as_written"
+    )
+    args.chat_template_date = fix_date(tokenizer, args.chat_template_date)
+    if args.chat_template_date:
+        notes.append(
+            "the chat template asks for today's date: the scores hold for "
+            f"{args.chat_template_date} (--chat_template_date)"
+        )
+    if is_foreign:
         positions = getattr(config, "max_position_embeddings", None) or 2048
         saved = {"end_token": end_token, "max_seq_len": min(positions, 2048)}
-        notes.append(
-            f"the checkpoint does not say how it was trained: answers end with {end_token} and "
-            f"sequences with {saved['max_seq_len']} tokens; --add_eot_token, --max_seq_len and "
-            "--score_position change that"
-        )
+        saved["apply_chat_template"] = answer_end == "as_written" and bool(tokenizer.chat_template)
     elif args.add_eot_token:
         saved = {**saved, "end_token": end_token}
-    distributed.log(*notes)
     names = ("max_seq_len", "score_position", "apply_chat_template")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    settings = replace(TextSettings(**saved), **given)
+    settings = replace(TextSettings(**saved), **given, answer_end=answer_end)
+    if is_foreign:
+        notes.append(describe_foreign(settings, bool(tokenizer.chat_template)))
+    distributed.log(*notes)
     check_num_padding_at_beginning(tokenizer, settings.end_token, args.num_padding_at_beginning)
     return ComparisonTokenizer(tokenizer, settings)
+
+
+def how_answers_end(args: argparse.Namespace, saved: dict) -> str:
+    """What `answer_end` of the TextSettings is, if --answer_end does not say it.
+
+    Who trained a model of other origin fed it what its chat template or its tokenizer writes;
+    DeepSpeed-Chat appends an end token to every answer, as main.py does.
+    """
+    if saved:
+        return saved.get("answer_end", "token")
+    if args.add_eot_token or deepspeed_chat.read_weights(args.model_name_or_path, ""):
+        return "token"
+    return "as_written"
+
+
+def describe_foreign(settings: TextSettings, has_template: bool) -> str:
+    """A sentence on how a model is scored whose config does not say how it was trained."""
+    flags = "--answer_end, --max_seq_len and --score_position"
+    if settings.answer_end == "token":
+        how = f"answers end with {settings.end_token}"
+        flags = f"--add_eot_token, {flags}"
+    elif has_template:
+        how = "messages are scored as its chat template writes them, nothing added or cut"
+        if settings.apply_chat_template:
+            how += ", and a text prompt is one message"
+        flags = f"--no-apply_chat_template, {flags}"
+    else:
+        how = "texts are scored as its tokenizer writes them, no end token added"
+    return (
+        f"the checkpoint does not say how it was trained: {how}; sequences end with "
+        f"{settings.max_seq_len} tokens; {flags} change that"
+    )
 
 
 def load_scorer(
@@ -204,7 +247,7 @@ def prepare_output_dir(args: argparse.Namespace, scorer: Scorer, name: str) -> P
     folder.mkdir(parents=True, exist_ok=True)
     flags = (
         *("model_name_or_path", "data_path", "format", "benchmark", "label", "dtype"),
-        *("normalize", "chat_template"),
+        *("normalize", "chat_template", "chat_template_date"),
     )
     asked = {f"--{flag}": getattr(args, flag) for flag in flags}
     asked |= {"file": name, "text settings": asdict(scorer.encoder.settings)}

@@ -38,8 +38,9 @@ QWEN = """{% if tools %}<|im_start|>system
 
 # DeepSeek R1: the prompt for an answer begins to think; thoughts in the content go everywhere.
 DEEPSEEK = """{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|User|>\
-{{ m.content }}{% else %}<|Assistant|>{{ m.content.split('</think>')[-1] }}<|endofsentence|>{% endif %}\
-{% endfor %}{% if add_generation_prompt %}<|Assistant|><think>
+{{ m.content }}{% else %}<|Assistant|>\
+{{ m.content.split('</think>')[-1] }}<|endofsentence|>{% endif %}{% endfor %}\
+{% if add_generation_prompt %}<|Assistant|><think>
 {% endif %}"""
 
 # Mistral: the system text and the tools stand in the last turn of the user; ids of calls count.

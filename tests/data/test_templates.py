@@ -1,14 +1,20 @@
 """Chat templates of files, and conversations with tools."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import transformers
 
+import main
+from tests.conftest import save_language_model
 from tests.data.loading import make_encoder
 from utils.arguments import InputError
-from utils.data.chat_templates import set_chat_template
+from utils.data.chat_templates import fix_date, set_chat_template
 from utils.data.comparison import Comparison
 from utils.data.tokenization import text_key
+from utils.model import hub
+from utils.training.arguments import parse_training_arguments
 
 TOOLS = [{"type": "function", "function": {"name": "look_up", "description": "says </s> <pad>"}}]
 CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "</s>"}}}
@@ -80,3 +86,83 @@ def test_a_template_that_renders_nothing_is_an_error(tmp_path, opt_tokenizer, co
     with pytest.raises(InputError, match=message) as caught:
         set_chat_template(opt_tokenizer, str(path))
     assert f"--chat_template {path}" in str(caught.value)
+
+
+ASKING = [
+    ("{{ strftime_now('%d %b %Y') }}", "03 Feb 2001"),
+    ('{{- strftime_now( "%B %d, %Y" ) -}}', "February 03, 2001"),
+    ("{{ 'Today: ' + strftime_now('%Y-%m-%d') + '.' }}", "Today: 2001-02-03."),
+    ("{% set day = strftime_now(format='%d') | int - 1 %}{{ day }}", "2"),
+    ("{{ strftime_now('%H:%M %%') }}", "00:00 %"),
+    ("{{ strftime_now('it\"s %Y') }}", 'it"s 2001'),
+    (
+        "{% if not date_string is defined %}{% if strftime_now is defined %}"
+        "{% set date_string = strftime_now('%d %b %Y') %}"
+        "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ date_string }}",
+        "03 Feb 2001",
+    ),
+    ("{{ 'no' if strftime_now is not defined else strftime_now('%y') }}", "01"),
+]
+
+
+@pytest.mark.parametrize(("template", "expected"), ASKING)
+def test_a_date_stands_in_for_today(opt_tokenizer, template, expected):
+    opt_tokenizer.chat_template = template
+    assert fix_date(opt_tokenizer, "2001-02-03") == "2001-02-03"
+    assert "strftime_now" not in opt_tokenizer.chat_template
+    assert opt_tokenizer.apply_chat_template([{"role": "user"}], tokenize=False) == expected
+    assert fix_date(opt_tokenizer, "2002-03-04") is None  # nobody asks any more
+
+
+def test_each_of_several_templates_gets_the_date(opt_tokenizer):
+    opt_tokenizer.chat_template = {"default": TEMPLATE, "tool_use": ASKING[0][0]}
+    assert fix_date(opt_tokenizer, "2001-02-03")
+    assert opt_tokenizer.chat_template == {"default": TEMPLATE, "tool_use": "{{ '03 Feb 2001' }}"}
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE, "strftime_now('%d') is no code here"])
+def test_a_template_without_a_date_stays_as_it_is(opt_tokenizer, template):
+    opt_tokenizer.chat_template = template
+    assert fix_date(opt_tokenizer, None) is None and opt_tokenizer.chat_template == template
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set form = '%d' %}{{ strftime_now(form) }}",
+        "{% set now = strftime_now %}{{ now('%d') }}",
+        "{{ strftime_now('%d' + ' %b') }}",
+    ],
+)
+def test_a_template_that_asks_for_the_date_in_another_way_is_refused(opt_tokenizer, template):
+    opt_tokenizer.chat_template = template
+    with pytest.raises(InputError, match="asks for today's date other than by strftime_now with"):
+        fix_date(opt_tokenizer, "2001-02-03")
+
+
+def test_a_run_keeps_the_date_that_it_began_with(tmp_path, opt_tokenizer, monkeypatch):
+    """Whatever the day is: by the flag, by the state that it goes on from, by what it saved."""
+    opt_tokenizer.chat_template = TEMPLATE + ASKING[0][0]
+    folder = str(save_language_model(tmp_path, opt_tokenizer))
+    words = ["--model_name_or_path", folder, "--output_dir", str(tmp_path / "out")]
+
+    def prepare(*more, state=None):
+        args = parse_training_arguments([*words, "--max_seq_len", "64", *more])
+        encoder = main.prepare_text(args, hub.load_config(folder), state)
+        return args.chat_template_date, encoder
+
+    today, encoder = prepare()
+    assert len(today) == 10 and "strftime_now" not in encoder.tokenizer.chat_template
+    date, encoder = prepare("--chat_template_date", "2001-02-03")
+    state = SimpleNamespace(run={"--chat_template_date": date})
+    assert prepare(state=state)[0] == date == "2001-02-03"
+    assert prepare("--chat_template_date", "2001-02-04", state=state)[0] == "2001-02-04"
+    assert prepare(state=SimpleNamespace(run={}))[0] == today
+    encoder.tokenizer.save_pretrained(tmp_path / "saved")
+    saved = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert saved.apply_chat_template(PROMPT, tokenize=False).endswith("03 Feb 2001")
+    with pytest.raises(SystemExit):
+        prepare("--chat_template_date", "3 Feb")
+    opt_tokenizer.chat_template = TEMPLATE
+    opt_tokenizer.save_pretrained(folder)
+    assert prepare("--chat_template_date", "2001-02-03")[0] is None

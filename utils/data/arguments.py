@@ -1,5 +1,7 @@
 """The flags that say what is read and how it becomes tokens."""
 
+from datetime import date
+
 from utils.arguments import InputError, require
 from utils.data.formats import LAYOUTS
 from utils.data.sources import parse_sources
@@ -93,7 +95,7 @@ def add_tokenization(parser) -> None:
         help="take a text prompt as one user message and render it with the tokenizer's chat "
         "template (without one: Human and Assistant turns); messages are always rendered",
     )
-    add_chat_template(add)
+    add_chat_template(parser)
     add("--add_eot_token", action="store_true", help="end every answer with <|endoftext|>")
     add(
         "--num_padding_at_beginning",
@@ -115,14 +117,27 @@ def add_format(add, formats: tuple[str, ...]) -> None:
     )
 
 
-def add_chat_template(add) -> None:
-    """Add --chat_template, which main.py and rw_eval.py share, to a group."""
+def add_chat_template(parser) -> None:
+    """Add the group of the chat template's flags, which main.py and rw_eval.py share."""
+    add = parser.add_argument_group("chat template").add_argument
     add(
         "--chat_template",
         metavar="FILE",
         help="file with a Jinja template that renders messages instead of the tokenizer's own; "
         "main.py saves it with the model",
     )
+    add(
+        "--chat_template_date",
+        type=iso_date,
+        metavar="YYYY-MM-DD",
+        help="the date that a chat template writes if it asks for today's (default: today, or the "
+        "date of the training state that a run goes on from); the saved template has it for good",
+    )
+
+
+def iso_date(text: str) -> str:
+    """A date as YYYY-MM-DD; ValueError if it is none."""
+    return date.fromisoformat(text).isoformat()
 
 
 def check_data(parser, args) -> None:

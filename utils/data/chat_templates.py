@@ -2,12 +2,13 @@
 
 import datetime
 import re
-from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinja2
 
+from utils import distributed
 from utils.arguments import InputError
 
 if TYPE_CHECKING:  # slow to import
@@ -16,7 +17,7 @@ if TYPE_CHECKING:  # slow to import
 # What Transformers gives templates to ask for the date, and the two ways in which they use it.
 ASKS_DATE = "strftime_now"
 _IS_DEFINED = re.compile(rf"\b{ASKS_DATE}\s+is\s+(not\s+)?defined\b")
-_LITERAL_CALL = re.compile(rf"""\b{ASKS_DATE}\(\s*(?:format\s*=\s*)?(['"])(.*?)\1\s*\)""")
+_LITERAL_CALL = re.compile(rf"""\b{ASKS_DATE}\(\s*(?:format\s*=\s*)?(['"])((?:(?!\1).)*)\1\s*\)""")
 
 
 def set_chat_template(tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
@@ -32,44 +33,55 @@ def set_chat_template(tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
         ) from error
 
 
-def set_date(tokenizer: "PreTrainedTokenizerBase", date: str) -> bool:
+def fix_date(tokenizer: "PreTrainedTokenizerBase", date: str | None) -> str | None:
     """Put a date in the place of today's, wherever the tokenizer's chat templates ask for it.
 
     Otherwise scores would change from day to day.
 
     Args:
         tokenizer: is changed, so that what is saved of it has the date too.
-        date: YYYY-MM-DD; its time is midnight.
+        date: YYYY-MM-DD, at midnight; None: the day on which the first rank comes here.
 
     Returns:
-        Whether a template asks for the date.
+        The date; None if no template asks for it.
 
     Raises:
         InputError: one asks in a way that a date cannot stand in for.
     """
+    date = distributed.from_main(date or datetime.date.today().isoformat())
     day = datetime.datetime.fromisoformat(date)
     templates = tokenizer.chat_template
-    if not any(names(template, ASKS_DATE) for template in _all(templates)):
-        return False
-    tokenizer.chat_template = _map(templates, lambda text: _with_date(text, day))
-    return True
+    if isinstance(templates, dict):  # by what they are for
+        dated: str | dict = {name: _with_date(text, day) for name, text in templates.items()}
+    else:
+        dated = _with_date(templates or "", day)
+    if dated == (templates or ""):
+        return None
+    tokenizer.chat_template = dated
+    return date
 
 
+@lru_cache(maxsize=16)  # every row asks
 def names(template: str, variable: str) -> bool:
-    """Whether a template reads a variable that it does not make itself; InputError if it is bad."""
-    from transformers.utils.chat_template_utils import _get_template_variables  # which caches
+    """Whether a template reads a variable; InputError if it is no template."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
 
+    if variable not in template:
+        return False
     try:
-        return variable in _get_template_variables(template)
+        tree = _compile_jinja_template(template).environment.parse(template)
     except jinja2.TemplateError as error:
         raise InputError(
             f"the chat template is not one that Jinja reads: {error}; give another one with "
             "--chat_template"
         ) from error
+    return any(name.name == variable for name in tree.find_all(jinja2.nodes.Name))
 
 
 def _with_date(template: str, day: datetime.datetime) -> str:
     """A template that asks for no date; repr writes what is a literal in Jinja too."""
+    if not names(template, ASKS_DATE):
+        return template
     text = _IS_DEFINED.sub(lambda test: "false" if test[1] else "true", template)
     text = _LITERAL_CALL.sub(lambda call: repr(day.strftime(call[2])), text)
     if names(text, ASKS_DATE):
@@ -79,16 +91,3 @@ def _with_date(template: str, day: datetime.datetime) -> str:
             "template with a date in it (--chat_template)"
         )
     return text
-
-
-def _all(templates: str | dict[str, str] | None) -> list[str]:
-    """A tokenizer has one template, several by name, or none."""
-    if isinstance(templates, dict):
-        return list(templates.values())
-    return [templates] if templates else []
-
-
-def _map(templates: str | dict[str, str], change: Callable[[str], str]) -> str | dict[str, str]:
-    if isinstance(templates, dict):
-        return {name: change(text) for name, text in templates.items()}
-    return change(templates)

@@ -159,7 +159,14 @@ def _add_text_settings(parser):
         default=None,
         help="take a text prompt as one user message and render it as a conversation",
     )
-    add_chat_template(add)
+    add(
+        "--answer_end",
+        choices=("token", "as_written"),
+        help="token: cut white space at the end and append the end token, as main.py trains; "
+        "as_written: score the last token of what the chat template, or for texts the tokenizer, "
+        "writes (default: as the checkpoint says; of one that says nothing as_written)",
+    )
+    add_chat_template(parser)
     add(
         "--num_padding_at_beginning",
         type=int,
@@ -202,6 +209,8 @@ def _check(parser, args):
         parser.error("--resume and --overwrite_output_dir exclude each other")
     if args.data_path and args.data_path.count("-") > 1:
         parser.error("--data_path names standard input (-) more than once")
+    if args.add_eot_token and args.answer_end == "as_written":
+        parser.error("--add_eot_token and --answer_end as_written exclude each other")
     if args.batch_size != "auto":
         require(parser, args, 1, "batch_size")
     require(parser, args, 1, "max_seq_len", "pad_to_multiple_of")

@@ -4,19 +4,46 @@ import inspect
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from utils.arguments import InputError
 from utils.data.batching import Batch
 from utils.model.shared_prefix import score_ends_only
 
 
+def check_head(path: str, config: PreTrainedConfig) -> None:
+    """Refuse families of Transformers whose head does not read a single token.
+
+    Args:
+        path: of the model, for the error message.
+        config: its config.
+
+    Raises:
+        InputError: the head is no linear layer `score`, as of all encoders.
+    """
+    kind = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
+    if kind is None:
+        return  # loading tells
+    with torch.device("meta"):
+        model = kind(config)
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise InputError(
+            f"{path}: {kind.__name__} has no linear head `score` that reads one token. Encoders "
+            "such as BERT and DeBERTa, which may want question and answer as two segments, are "
+            "neither trained nor scored here; expected a causal language model"
+        )
+
+
 class RewardModel(nn.Module):
     """Scores the answers of a batch with a Transformers sequence-classification model.
 
     The head sees the hidden state at the positions that the batch names, so that nobody searches
-    for padding. Families whose head is more than a linear layer `score` (encoders such as
-    DeBERTa) pool by themselves.
+    for padding. Models of a checkpoint's own code that have no linear layer `score` pool by
+    themselves.
 
     Args:
         model: an AutoModelForSequenceClassification with one label.

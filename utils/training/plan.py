@@ -25,7 +25,7 @@ IDENTITY = (
     *("seed", "dtype", "zero_stage", "learning_rate", "weight_decay", "score_position"),
     *("lora_dim", "lora_alpha", "lora_module_name", "lora_learning_rate"),
     *("loss", "margin", "label", "label_smoothing", "tie_threshold", "sample_weights"),
-    "streaming",
+    *("streaming", "chat_template_date"),
 )
 
 
