@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.conftest import write_jsonl
+from tests.conftest import bot, user, write_jsonl
+from tests.data.chat_styles import PLAIN
 from tests.data.loading import make_encoder
 from utils.arguments import InputError
 from utils.data import training_stream
@@ -147,3 +148,19 @@ def test_nothing_usable_is_an_error_and_no_endless_loop(make, monkeypatch):
     stream.usable = ("nothing",)
     with pytest.raises(InputError, match="no usable comparison in"):
         list(stream)
+
+
+def test_a_stream_says_once_what_the_chat_template_does_not_write(tmp_path, opt_tokenizer, capsys):
+    rows = [{"prompt": [user(f"Q{i}")], "chosen": [bot("a")], "rejected": "b"} for i in range(9)]
+    for row in rows[2:4]:
+        row["chosen"] = [{**bot("a"), "reasoning_content": "Hm."}]
+    for row in rows[5:8]:
+        row["tools"] = [{"name": "f"}]
+    part = Rows(str(write_jsonl(tmp_path / "s.jsonl", rows)), (str(tmp_path / "s.jsonl"),))
+    encoder = Encoder(part, make_encoder(opt_tokenizer, PLAIN), "s")
+    sizes = {"layout": "packed", "batch_size": 7, "accumulation": 1, "world_size": 1}
+    options = (None, partial(Grouping.of, **sizes), lambda rows, _: rows, 2, 5)
+    (first, _) = TrainingStream([(part, encoder)], *options, SimpleNamespace(position=0))
+    said = capsys.readouterr().out
+    assert len(first) == 7 and said.count("!! s: a part of a row is not rendered by the") == 1
+    assert "dropped (not rendered by the chat template)" in said and "without tools, not" in said

@@ -265,3 +265,21 @@ def test_nothing_to_draw(tmp_path):
     (tmp_path / "lengths.png").write_text("of an audit before")
     write_audit(tmp_path, audit, SETTINGS)
     assert {path.name for path in tmp_path.iterdir()} == {"audit.md", "audit.json", "rows.jsonl"}
+
+
+def test_what_the_chat_template_does_not_write_is_found(tmp_path):
+    rows = clean_rows(400)
+    lost = "not rendered by the chat template"
+    rows[3] = make_row("l", kept=[], dropped=lost, problem="answer 1: tool_calls (assistant)")
+    rows[5]["unrendered"] = "tools"
+    audit = audit_sides([make_part(rows)], [make_part(clean_rows(300, "e"))])
+    found = {finding.kind: finding for finding in find_findings(audit)}
+    assert found[lost].serious and found[lost].rows == [("a.jsonl", 4)]
+    (passed,) = (finding for kind, finding in found.items() if kind.startswith("part of"))
+    assert not passed.serious and passed.count == 1 and passed.rows == [("a.jsonl", 6)]
+    write_audit(tmp_path, audit, SETTINGS)
+    defects = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
+    assert [(d["row"], d["detail"]) for d in defects] == [
+        (4, "answer 1: tool_calls (assistant)"),
+        (6, "tools"),
+    ]

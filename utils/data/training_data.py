@@ -155,7 +155,7 @@ def _describe(path: str, count: dict) -> str:
     return line
 
 
-def _warn_unrendered(label: str, table: datasets.Dataset) -> list[str]:
+def _tell_unrendered(table: datasets.Dataset) -> list[str]:
     """Sentences with an example each on what the chat template does not write."""
     lost = np.flatnonzero(is_dropped(table, NOT_RENDERED))
     parts = pc.not_equal(table.data.column("unrendered"), "").to_numpy()
@@ -165,7 +165,7 @@ def _warn_unrendered(label: str, table: datasets.Dataset) -> list[str]:
         (parts, "unrendered", "rows lack a part of the prompt that is"),
     )
     return [
-        f"!! {label}: {len(rows):,} {what} {NOT_RENDERED}; the first is row {rows[0] + 1}, "
+        f"{len(rows):,} {what} {NOT_RENDERED}; the first is row {rows[0] + 1}, "
         f"{table[int(rows[0])][column]}: {WRITE_IT}"
         for rows, column, what in cases
         if len(rows)
@@ -185,11 +185,10 @@ def _count(parts: list[Part], max_bad_rows: float, ties: bool = False) -> dict[s
                 f"{'; '.join(_malformed(part.table, SHOWN))}. Mend or remove them, or give a "
                 "higher --max_bad_rows"
             )
-        warnings = _warn_unrendered(part.label, part.table)
-        distributed.log(_describe(part.label, count), *warnings)
+        found, unrendered = _describe(part.label, count), _tell_unrendered(part.table)
         if not count["kept"]:
-            found = _describe(part.label, count)
-            raise InputError("; ".join([f"no usable comparison in {found}", *warnings]))
+            raise InputError("; ".join([f"no usable comparison in {found}", *unrendered]))
+        distributed.log(found, *(f"!! {part.label}: {sentence}" for sentence in unrendered))
     return counts
 
 

@@ -60,7 +60,7 @@ $use
 way, and with `--data_path` whole data sets.
 
 The score is read at $position. A text prompt is $prompt;
-chat messages are rendered with the tokenizer's chat template, without one as
+chat messages are rendered with the tokenizer's chat template$date, without one as
 `\\n\\nHuman: ...\\n\\nAssistant: ...`.
 
 ## Evaluation
@@ -167,6 +167,9 @@ def model_card(
         prompt="rendered as one user message"
         if settings["apply_chat_template"]
         else "taken as it stands",
+        date=f" (which writes {args.chat_template_date} as the date of every conversation)"
+        if args.chat_template_date
+        else "",
         metrics=_table(("metric", "value"), metrics),
         checks=_table(
             ("check", "found", "result"),
