@@ -128,7 +128,8 @@ def load_encoder(args: argparse.Namespace, config: PreTrainedConfig) -> Comparis
         )
     if is_foreign:
         positions = getattr(config, "max_position_embeddings", None) or 2048
-        saved = {"end_token": end_token, "max_seq_len": min(positions, 2048)}
+        longest = positions if answer_end == "as_written" else min(positions, 2048)
+        saved = {"end_token": end_token, "max_seq_len": longest}
         saved["apply_chat_template"] = answer_end == "as_written" and bool(tokenizer.chat_template)
     elif args.add_eot_token:
         saved = {**saved, "end_token": end_token}
@@ -169,8 +170,8 @@ def describe_foreign(settings: TextSettings, has_template: bool) -> str:
     else:
         how = "texts are scored as its tokenizer writes them, no end token added"
     return (
-        f"the checkpoint does not say how it was trained: {how}; sequences end with "
-        f"{settings.max_seq_len} tokens; {flags} change that"
+        f"the checkpoint does not say how it was trained: {how}; the longest sequence has "
+        f"{settings.max_seq_len:,} tokens; {flags} change that"
     )
 
 
