@@ -83,7 +83,6 @@ def main(args: Namespace) -> None:
     if args.offload == "nvme":
         check_nvme()
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
-    check_head(args.model_name_or_path, config)
     hub.set_dropout(config, args.dropout)
     if args.estimate_memory:
         print_estimate(hub.empty_model(config, trust_remote_code=args.trust_remote_code))
@@ -134,11 +133,12 @@ def main(args: Namespace) -> None:
 
 def check_model(args: Namespace, config: PreTrainedConfig) -> None:
     """See that the model will load, and that LoRA finds its layers; no weight is read."""
+    empty = hub.empty_model(config, trust_remote_code=args.trust_remote_code)
+    check_head(args.model_name_or_path, empty)
     # For a look at the data, nothing is downloaded that only training needs.
     if Path(args.model_name_or_path).is_dir() or not (args.audit_data or args.dry_run):
         hub.check_weights(args.model_name_or_path, config, True, args.trust_remote_code)
     if args.lora_dim:
-        empty = hub.empty_model(config, trust_remote_code=args.trust_remote_code)
         find_layers(empty.base_model, args.lora_module_name)
 
 

@@ -55,7 +55,7 @@ from utils.evaluation.records import (
 )
 from utils.evaluation.report import print_benchmark, print_results, write_report
 from utils.evaluation.scoring import Scorer
-from utils.model import deepspeed_chat, hub
+from utils.model import hub
 from utils.model.reward_model import check_head
 from utils.model.shared_prefix import choose_layout
 
@@ -79,11 +79,12 @@ def main(args: argparse.Namespace) -> None:
             "python, or give files in --data_path"
         )
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
-    check_head(args.model_name_or_path, config)
+    path, trust = args.model_name_or_path, args.trust_remote_code
     # Before rows are read: whether the weights are there, and with the scalar head.
-    hub.check_weights(args.model_name_or_path, config, trust_remote_code=args.trust_remote_code)
+    check_head(path, hub.empty_model(config, trust_remote_code=trust))
+    checked = hub.check_weights(path, config, trust_remote_code=trust)
     args.batch_layout, notes = choose_layout(config, args.batch_layout)
-    encoder = load_encoder(args, config)
+    encoder = load_encoder(args, config, checked.is_deepspeed_chat)
     distributed.log(*notes)
     # Rows before the model: what is wrong with them shows at once.
     streams = open_streams(args)
@@ -111,12 +112,14 @@ def compare_models(args: argparse.Namespace) -> None:
         write_comparison(args.output_dir, comparison)
 
 
-def load_encoder(args: argparse.Namespace, config: PreTrainedConfig) -> ComparisonTokenizer:
+def load_encoder(
+    args: argparse.Namespace, config: PreTrainedConfig, is_deepspeed_chat: bool
+) -> ComparisonTokenizer:
     """The tokenizer with training's settings, where the command line does not override them."""
     tokenizer = hub.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     saved: dict = getattr(config, "reward_settings", None) or {}
     is_foreign = not saved
-    answer_end = args.answer_end or how_answers_end(args, saved)
+    answer_end = args.answer_end or how_answers_end(args, saved, is_deepspeed_chat)
     end_token, notes = prepare_tokenizer(
         tokenizer, args.add_eot_token, args.chat_template, answer_end == "as_written"
     )
@@ -143,7 +146,7 @@ def load_encoder(args: argparse.Namespace, config: PreTrainedConfig) -> Comparis
     return ComparisonTokenizer(tokenizer, settings)
 
 
-def how_answers_end(args: argparse.Namespace, saved: dict) -> str:
+def how_answers_end(args: argparse.Namespace, saved: dict, is_deepspeed_chat: bool) -> str:
     """What `answer_end` of the TextSettings is, if --answer_end does not say it.
 
     Who trained a model of other origin fed it what its chat template or its tokenizer writes;
@@ -151,9 +154,7 @@ def how_answers_end(args: argparse.Namespace, saved: dict) -> str:
     """
     if saved:
         return saved.get("answer_end", "token")
-    if args.add_eot_token or deepspeed_chat.read_weights(args.model_name_or_path, ""):
-        return "token"
-    return "as_written"
+    return "token" if args.add_eot_token or is_deepspeed_chat else "as_written"
 
 
 def describe_foreign(settings: TextSettings, has_template: bool) -> str:

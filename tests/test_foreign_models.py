@@ -69,7 +69,8 @@ def load_scorer(folder, *words):
     args = parse_evaluation_arguments([str(word) for word in given])
     config = hub.load_config(str(folder))
     args.batch_layout, _ = rw_eval.choose_layout(config, args.batch_layout)
-    encoder = rw_eval.load_encoder(args, config)
+    checked = hub.check_weights(str(folder), config)
+    encoder = rw_eval.load_encoder(args, config, checked.is_deepspeed_chat)
     return rw_eval.load_scorer(args, config, encoder, torch.device("cpu"))
 
 

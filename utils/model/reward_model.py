@@ -4,37 +4,29 @@ import inspect
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from utils.arguments import InputError
 from utils.data.batching import Batch
 from utils.model.shared_prefix import score_ends_only
 
 
-def check_head(path: str, config: PreTrainedConfig) -> None:
+def check_head(path: str, empty: PreTrainedModel) -> None:
     """Refuse families of Transformers whose head does not read a single token.
 
     Args:
         path: of the model, for the error message.
-        config: its config.
+        empty: the model on the meta device.
 
     Raises:
         InputError: the head is no linear layer `score`, as of all encoders.
     """
-    kind = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
-    if kind is None:
-        return  # loading tells
-    with torch.device("meta"):
-        model = kind(config)
-    if not isinstance(getattr(model, "score", None), nn.Linear):
+    is_own_code = not type(empty).__module__.startswith("transformers.")
+    if not is_own_code and not isinstance(getattr(empty, "score", None), nn.Linear):
         raise InputError(
-            f"{path}: {kind.__name__} has no linear head `score` that reads one token. Encoders "
-            "such as BERT and DeBERTa, which may want question and answer as two segments, are "
-            "neither trained nor scored here; expected a causal language model"
+            f"{path}: {type(empty).__name__} has no linear head `score` that reads one token. "
+            "Encoders such as BERT and DeBERTa, which may want question and answer as two "
+            "segments, are neither trained nor scored here; expected a causal language model"
         )
 
 
