@@ -32,6 +32,7 @@ from transformers import PreTrainedConfig
 from utils import distributed
 from utils.data.batching import make_collator
 from utils.data.chat_templates import fix_date
+from utils.data.column_map import parse_columns
 from utils.data.streaming import Stream, open_benchmark, open_stream
 from utils.data.tokenization import (
     ComparisonTokenizer,
@@ -87,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
     encoder = load_encoder(args, config, checked.is_deepspeed_chat)
     distributed.log(*notes)
     # Rows before the model: what is wrong with them shows at once.
-    streams = open_streams(args)
+    streams = open_streams(args, encoder)
     prompts = [] if streams or args.interactive else given_prompts(args, encoder)
     scorer = load_scorer(args, config, encoder, device)
     if streams:
@@ -211,7 +212,7 @@ def load_scorer(
     )
 
 
-def open_streams(args: argparse.Namespace) -> list[Stream]:
+def open_streams(args: argparse.Namespace, encoder: ComparisonTokenizer) -> list[Stream]:
     """The rows that --data_path or --benchmark name; none if neither is given."""
     if args.benchmark:
         benchmark = BENCHMARKS[args.benchmark]
@@ -222,7 +223,13 @@ def open_streams(args: argparse.Namespace) -> list[Stream]:
                 f"{benchmark.download}, and give its place in --data_path"
             )
         return open_benchmark(path, benchmark.split, benchmark.read, benchmark.files)
-    return [open_stream(path, args.format) for path in args.data_path or ()]
+    columns, chat = parse_columns(args.columns), encoder.settings.apply_chat_template
+    streams = [open_stream(path, args.format, columns, chat) for path in args.data_path or ()]
+    # Where data goes to standard output, nothing else does.
+    to_output = any(getattr(args, form) for form in FORMS) and not args.output_dir
+    with redirect_stdout(sys.stderr) if to_output else nullcontext():
+        distributed.log(*(stream.note for stream in streams))
+    return streams
 
 
 def score_streams(args: argparse.Namespace, scorer: Scorer, streams: list[Stream]) -> None:
@@ -248,7 +255,7 @@ def prepare_output_dir(args: argparse.Namespace, scorer: Scorer, name: str) -> P
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     flags = (
-        *("model_name_or_path", "data_path", "format", "benchmark", "label", "dtype"),
+        *("model_name_or_path", "data_path", "format", "columns", "benchmark", "label", "dtype"),
         *("normalize", "chat_template", "chat_template_date"),
     )
     asked = {f"--{flag}": getattr(args, flag) for flag in flags}

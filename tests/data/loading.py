@@ -12,9 +12,9 @@ def make_encoder(tokenizer, template=None, **settings) -> ComparisonTokenizer:
     return ComparisonTokenizer(tokenizer, TextSettings(end, **settings))
 
 
-def load(path, encoder, tmp_path, layout=None, **options) -> dict[str, list[dict]]:
+def load(path, encoder, tmp_path, layout=None, columns=None, **options) -> dict[str, list[dict]]:
     """Rows of "train", and of "test" if there is such a split; the cache is in `tmp_path`."""
-    (source,) = parse_sources([str(path)], "--data_path", layout)
+    (source,) = parse_sources([str(path)], "--data_path", layout, columns)
     tables = load_source(source, encoder, str(tmp_path / "cache"), **options)
     return {
         name: table.to_list()

@@ -135,7 +135,7 @@ BAD += [
 ]
 BAD += [scored(["a", "b"], **{c: n}) for c in ("scores", "ranks") for n in ([1], [1, 2, 3], [])]
 BAD += [webgpt("Q", (0, bad)) for bad in (None, NAN, "2")] + [scored("ab", scores=[1, 2])]
-BAD += [pair(None, A, B), transcripts(A, "b")]
+BAD += [pair(None, A, "b"), transcripts(A, "b")]
 
 
 @pytest.mark.parametrize("row", BAD)
@@ -247,6 +247,15 @@ def test_the_layout_with_all_columns_is_taken(columns, layout):
         assert find_reader(columns, "file", ranked).args == (layout,)
 
 
+def test_of_several_columns_that_may_be_the_prompt_the_first_is():
+    columns = ["history", "input", "query", "question", "instruction", "messages", "prompt"]
+    names = ["history", "input", "query", "question", "alpaca", "messages", "pairs"]
+    for number, name in enumerate(names, 1):
+        given = [*columns[:number], "chosen", "rejected", "system"]
+        assert find_reader(given, "file").args == (name,)
+        assert find_reader(given, "file", layout="history").args == ("history",)
+
+
 def test_an_ambiguous_table_asks_for_the_format():
     columns = ["prompt", "chosen", "rejected", "conversations"]
     with pytest.raises(InputError) as caught:
@@ -293,8 +302,28 @@ def test_columns_name_the_source(names, expected):
     assert find_reader(list(row), "file")(row, "s").source == expected
 
 
-@pytest.mark.parametrize("name", ["x" * 201, "a\0", "\ud800"])
+@pytest.mark.parametrize("name", ["a\0", "\ud800"])
 def test_names_that_no_table_takes_are_refused(name):
     row = pair("Q", "a", "b", subset=name)
     with pytest.raises(ValueError, match="source has"):
         find_reader(list(row), "file")(row, "s")
+
+
+def test_a_text_that_is_too_long_for_a_name_names_nothing():
+    for length, expected in ((200, "x" * 200), (201, "s")):
+        row = pair("Q", "a", "b", source="x" * length)
+        assert find_reader(list(row), "file")(row, "s").source == expected
+
+
+def test_two_columns_of_the_system_say_the_same():
+    for row in (pair("Q", "a", "b"), pair([user("Q")], "a", "b"), transcripts(A, B)):
+        for others in (
+            {"system": "S", "system_prompt": "S "},
+            {"system_prompt": "S", "system": ""},
+        ):
+            prompt = read({**row, **others})[0]
+            assert prompt in ("S\n\nQ", [{"role": "system", "content": "S"}, user("Q")])
+    with pytest.raises(ValueError, match="system and system_prompt are two different texts"):
+        read(pair("Q", "a", "b", system="S", system_prompt="T"))
+    with pytest.raises(ValueError, match="system is 7; expected text"):
+        read(pair("Q", "a", "b", system=7))

@@ -92,6 +92,18 @@ def test_sharegpt_roles_are_those_of_chat_templates(name):
     assert message["content"] == ("" if name == "function_call" else "Hi")
 
 
+@pytest.mark.parametrize(
+    ("role", "expected"),
+    [
+        *((name, "user") for name in ("human", "Human", "USER", "prompter")),
+        *((name, "assistant") for name in ("gpt", "bot", "model", "ChatGPT", "Assistant")),
+        *((name, name) for name in ("system", "tool", "function_call", "developer", "narrator")),
+    ],
+)
+def test_sharegpt_names_are_understood_in_a_role_too(role, expected):
+    assert read({"role": role, "content": "Hi"}) == {"role": expected, "content": "Hi"}
+
+
 def test_sharegpt_function_calls_are_tool_calls():
     one, two = CALL["function"], {"name": "time", "arguments": {}}
     for value, expected in (
@@ -147,11 +159,12 @@ def test_what_is_no_message_is_a_value_error(value, problem):
 def test_lists_may_be_json_text():
     for value in ([], [1, "a", None], [[{"a": 1}]]):
         assert read_list("x", value) == read_list("x", json.dumps(value)) == value
+        assert read_list("x", repr(value)) == value
     for bad, problem in (
         (None, "x is NoneType; expected a list"),
         ((1, 2), "x is tuple"),
         ("{}", "x is dict"),
-        ("['a']", "x is text, but no JSON"),
+        ("[a]", "x is text, but no JSON"),
         ("", "x is text, but no JSON"),
         ("[" * 100_000, "x is text, but no JSON"),
         ("[" + "1" * 10_000 + "]", "x is text, but no JSON"),

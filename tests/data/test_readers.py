@@ -54,6 +54,18 @@ SAME = {
         "rejected": {"from": "gpt", "value": "b"},
         **NUMBERS,
     },
+    "messages": {
+        "messages": [user("Q")],
+        "chosen": bot("a"),
+        "rejected": bot("b"),
+        **NUMBERS,
+    },
+    "conversation": {"conversation": json.dumps(A), "chosen": A, "rejected": "b", **NUMBERS},
+    "alpaca": {"instruction": "Q", "input": "", "chosen": "a", "rejected": "b", **NUMBERS},
+    "question": {"question": "Q", "chosen": "a", "rejected": "b", **NUMBERS},
+    "query": {"query": "Q", "chosen": "a", "rejected": "b", "system": None, **NUMBERS},
+    "input": {"input": "Q", "chosen": A, "rejected": B, **NUMBERS},
+    "history": {"history": [["Q", ""]], "chosen": "a", "rejected": "b", **NUMBERS},
     "ultrafeedback": {
         "instruction": "Q",
         "completions": [
@@ -251,7 +263,9 @@ def test_sharegpt_has_more_forms():
     ):
         assert read({**row, **others})[0] == [system, user("Q")]
     both = [{"from": "system", "value": "S"}, *row["conversations"]]
-    assert read({**row, "system": "T", "conversations": both})[0] == [system, user("Q")]
+    assert read({**row, "system": "S ", "conversations": both})[0] == [system, user("Q")]
+    with pytest.raises(ValueError, match="system text is 'T'.*begins with the system message 'S'"):
+        read({**row, "system": "T", "conversations": both})
     for chosen in ("a", bot("a"), [bot("a")], [user("Q"), bot("a")]):
         assert read({**row, "chosen": chosen}) == ([user("Q")], ["a", "b"])
 

@@ -25,7 +25,6 @@ def add_data(parser) -> None:
         "has one); without it that split of --data_path, else prompts held out from it. Prompts "
         "that train are removed from it",
     )
-    add_format(add, tuple(LAYOUTS))
     add(
         "--eval_fraction",
         type=float,
@@ -37,6 +36,9 @@ def add_data(parser) -> None:
         help="shares of the prompts for the steps of RLHF, e.g. 2,4,4: training takes the second "
         "share of a shuffle by --seed; a single number or none takes everything",
     )
+    add = parser.add_argument_group("columns of the data").add_argument
+    add_format(add, tuple(LAYOUTS))
+    add_columns(add)
     add = parser.add_argument_group("tokenised data").add_argument
     add("--data_output_path", help="where tokenised data is cached (default: datasets' own cache)")
     add("--num_workers", type=int, default=1, help="processes that tokenise")
@@ -117,6 +119,18 @@ def add_format(add, formats: tuple[str, ...]) -> None:
     )
 
 
+def add_columns(add) -> None:
+    """Add --columns, which main.py and rw_eval.py share, to a group."""
+    add(
+        "--columns",
+        nargs="+",
+        metavar="NAME=COLUMN",
+        help="which columns are which, where they have other names than the layout's: "
+        "prompt=question chosen=better rejected=worse; ignore=COLUMN[,COLUMN] says that columns "
+        "are no part of the conversation",
+    )
+
+
 def add_chat_template(parser) -> None:
     """Add the group of the chat template's flags, which main.py and rw_eval.py share."""
     add = parser.add_argument_group("chat template").add_argument
@@ -149,7 +163,7 @@ def check_data(parser, args) -> None:
     if not 0 <= args.max_bad_rows <= 1:
         parser.error(f"--max_bad_rows is {args.max_bad_rows}; it must be from 0 to 1")
     try:
-        parse_sources(args.data_path, "--data_path")
+        parse_sources(args.data_path, "--data_path", columns=args.columns)
         parse_sources(args.eval_data_path or [], "--eval_data_path")
     except InputError as error:
         parser.error(str(error))

@@ -24,15 +24,20 @@ from utils import distributed
 from utils.arguments import InputError
 from utils.data import (
     chat_templates,
+    column_map,
     comparison,
+    conversations,
     files,
     formats,
     messages,
     readers,
+    reading,
     rendering,
+    spelling,
     tokenization,
     unrendered,
 )
+from utils.data.column_map import ColumnMap
 from utils.data.comparison import Comparison
 from utils.data.files import RawRow, Rows, parse_row
 from utils.data.tokenization import MALFORMED, ComparisonTokenizer, dropped_row
@@ -70,27 +75,40 @@ CHUNK_ROWS = 1000
 CHUNK_BYTES = 8 * 2**20
 # Whatever in the code changes the tokens is a part of the key.
 CODE = (
-    *(chat_templates, comparison, files, formats, messages, readers, rendering, tokenization),
-    unrendered,
+    *(chat_templates, column_map, comparison, conversations, files, formats, messages, readers),
+    *(reading, rendering, spelling, tokenization, unrendered),
 )
 
 
 class Encoder:
     """Tokenises the rows of a split as they stand on disk.
 
+    Attributes:
+        note: a sentence about the columns that are read and those that are not.
+
     Args:
         rows: of the split; their columns tell the layout.
-        tokenizer, source, layout: those of `tokenize`.
+        tokenizer: makes token ids of comparisons.
+        source: name of rows that name no source.
+        layout: name of the layout (formats.py); None: found by the columns.
+        columns: new names of columns; None: as they are.
 
     Raises:
-        InputError: the columns are those of no layout.
+        InputError: the columns are those of no layout, or some that it needs is not read.
     """
 
     def __init__(
-        self, rows: Rows, tokenizer: ComparisonTokenizer, source: str, layout: str | None = None
+        self,
+        rows: Rows,
+        tokenizer: ComparisonTokenizer,
+        source: str,
+        layout: str | None = None,
+        columns: ColumnMap | None = None,
     ):
         self.tokenizer, self.source = tokenizer, source
-        self.reader = formats.find_reader(rows.columns(), rows.path, layout=layout)
+        chat = tokenizer.settings.apply_chat_template
+        self.reader, self.note = reading.plan_reading(rows, rows.path, columns, layout, chat=chat)
+        self.key = (source, str(layout), str(columns))
 
     def rows(self, raw_rows: Iterable[RawRow]) -> list[dict]:
         """The columns of SCHEMA but `index` for each row.
@@ -124,24 +142,17 @@ class Encoder:
 
 
 def tokenize(
-    rows: Rows,
-    tokenizer: ComparisonTokenizer,
-    source: str,
-    layout: str | None = None,
-    folder: str | None = None,
-    num_workers: int = 1,
+    rows: Rows, encoder: Encoder, folder: str | None = None, num_workers: int = 1
 ) -> datasets.Dataset:
     """Tokenise all rows, or map what an earlier run has tokenised.
 
     The file's key covers the content of the data, the tokenizer with its template, the settings,
-    the layout, the source's name, the code and the versions of the libraries. A file is
-    put in place when it is complete; what a killed run left is written anew.
+    the layout, the new names of columns, the source's name, the code and the versions of the
+    libraries. A file is put in place when it is complete; what a killed run left is written anew.
 
     Args:
         rows: of one split.
-        tokenizer: makes token ids of comparisons.
-        source: name of rows that name no source.
-        layout: name of the layout (formats.py); None: found by the columns.
+        encoder: of these rows.
         folder: where the file is; None takes a folder in the cache of datasets.
         num_workers: processes that tokenise.
 
@@ -149,13 +160,12 @@ def tokenize(
         A row for each row of the source, with the columns of SCHEMA.
 
     Raises:
-        InputError: a file cannot be read, or has the columns of no layout.
+        InputError: a file cannot be read.
     """
     cache = Path(folder or Path(datasets.config.HF_DATASETS_CACHE) / "tokenized")
-    name = re.sub(r"[^\w.-]", "_", source)[-60:]
-    file = cache / f"{name}-{_key(rows, tokenizer, source, layout)}.arrow"
+    name = re.sub(r"[^\w.-]", "_", encoder.source)[-60:]
+    file = cache / f"{name}-{_key(rows, encoder)}.arrow"
     if not file.exists():
-        encoder = Encoder(rows, tokenizer, source, layout)
         cache.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{file}.lock"):
             if not file.exists():  # nor did another run write it while this one waited
@@ -232,15 +242,15 @@ def _chunks(rows: Iterable[RawRow]) -> Iterator[tuple[int, list[RawRow]]]:
         yield first, chunk
 
 
-def _key(rows: Rows, tokenizer: ComparisonTokenizer, source: str, layout: str | None) -> str:
+def _key(rows: Rows, encoder: Encoder) -> str:
+    tokenizer = encoder.tokenizer
     content = (
         rows.fingerprint(),
         tokenizer.tokenizer.backend_tokenizer.to_str(),
         str(tokenizer.tokenizer.chat_template),
         str(tokenizer.tokenizer.special_tokens_map),
         json.dumps(asdict(tokenizer.settings)),
-        source,
-        str(layout),
+        *encoder.key,
         *(version(name) for name in ("transformers", "tokenizers")),
         *map(inspect.getsource, CODE),
     )

@@ -16,17 +16,10 @@ from typing import Any
 import datasets
 
 from utils.arguments import InputError
+from utils.data.formats import TEXT_COLUMNS
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 EXPECTED = f"expected a file that ends in {', '.join(BUILDERS)} (or .gz)"
-
-# An answer that spells NA or 7 is text.
-TEXT_COLUMNS = (
-    *("prompt", "chosen", "rejected", "response", "history", "human_ref_A", "human_ref_B"),
-    *("instruction", "input", "response1", "response2", "response_1", "response_2"),
-    *("question", "answer_0", "answer_1", "response_a", "response_b"),
-)
-CSV_OPTIONS = {"keep_default_na": False, "converters": dict.fromkeys(TEXT_COLUMNS, str)}
 
 MAX_ROW_BYTES = 16 * 2**20  # a line that is longer is not held in memory
 PEEK = 100  # rows that are looked at to find the columns
@@ -73,18 +66,20 @@ class Rows:
         path: as the user gave it, for messages.
         files: local ones; () where `table` has the rows.
         table: a data set of the hub, mapped or streamed.
+        texts: columns of CSV files whose values are text, also where they spell NA or 7.
     """
 
     path: str
     files: tuple[str, ...] = ()
     table: datasets.Dataset | datasets.IterableDataset | None = field(default=None, repr=False)
+    texts: tuple[str, ...] = field(default=TEXT_COLUMNS, repr=False)
 
     def __iter__(self) -> Iterator[RawRow]:
         """Rows in order: dicts, or of JSON lines the lines; InputError where one cannot be read."""
         try:
             yield from () if self.table is None else self.table
             for file in self.files:
-                yield from _read_file(file)
+                yield from _read_file(file, self.texts)
         except UNREADABLE as error:
             reason = str(error.__cause__ or error).splitlines()[:1] or ["it has no rows"]
             raise InputError(f"{self.path}: cannot be read: {reason[0]}") from error
@@ -119,7 +114,11 @@ def find_columns(rows: Iterable[RawRow], path: str) -> list[str]:
 
 
 def open_splits(
-    path: str, cache_dir: str | None = None, subset: str | None = None, streaming: bool = False
+    path: str,
+    cache_dir: str | None = None,
+    subset: str | None = None,
+    streaming: bool = False,
+    texts: tuple[str, ...] = (),
 ) -> dict[str, Rows]:
     """The splits of a file, folder or hub data set.
 
@@ -128,6 +127,7 @@ def open_splits(
         cache_dir: where a download is kept; None takes the default of datasets.
         subset: configuration of a hub data set.
         streaming: whether nothing of the hub is stored.
+        texts: further columns of CSV files whose values are text.
 
     Raises:
         InputError: there is no such thing, or it is no table.
@@ -136,12 +136,12 @@ def open_splits(
     if os.path.isfile(path):
         if builder is None:
             raise InputError(f"{path}: {EXPECTED}")
-        return {"train": Rows(path, (path,))}
+        return {"train": Rows(path, (path,), texts=(*TEXT_COLUMNS, *texts))}
     if not os.path.exists(path) and (builder or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)):
         raise InputError(f"{path}: no such file or folder (--data_path, --eval_data_path)")
     try:
         if os.path.isdir(path):
-            return _open_folder(path)
+            return _open_folder(path, (*TEXT_COLUMNS, *texts))
         raw = _load_dataset(path, subset, cache_dir=cache_dir, streaming=streaming)
         return {name: Rows(path, table=table) for name, table in raw.items()}
     except UNREADABLE as error:
@@ -175,27 +175,28 @@ def train_and_test(
     return splits[name], test
 
 
-def _open_folder(path: str) -> dict[str, Rows]:
+def _open_folder(path: str, texts: tuple[str, ...]) -> dict[str, Rows]:
     """datasets knows which files of a folder belong to which split."""
     found = datasets.load_dataset_builder(path).config.data_files
     files = {str(split): tuple(map(str, names)) for split, names in found.items()}
     for name in chain(*files.values()):
         if _builder(name) is None:
             raise InputError(f"{name}: {EXPECTED}")
-    return {split: Rows(path, names) for split, names in files.items()}
+    return {split: Rows(path, names, texts=texts) for split, names in files.items()}
 
 
 def _builder(path: str) -> str | None:
     return BUILDERS.get(os.path.splitext(path.removesuffix(".gz"))[1].lower())
 
 
-def _read_file(path: str) -> Iterator[RawRow]:
+def _read_file(path: str, texts: tuple[str, ...]) -> Iterator[RawRow]:
     builder = _builder(path)
     if builder == "json":
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
             yield from _json_rows(file, path)
     else:
-        options = CSV_OPTIONS if builder == "csv" else {}
+        as_text = {"keep_default_na": False, "converters": dict.fromkeys(texts, str)}
+        options = as_text if builder == "csv" else {}
         yield from _load_dataset(builder, data_files=path, streaming=True, **options)["train"]
 
 

@@ -6,21 +6,31 @@ as "reasoning_content". Columns of a table have one type, so that a field of one
 others: null fields are as if they were not there.
 """
 
-import json
+import math
 import re
 from typing import Any
 
 from utils.data.comparison import MAX_DEPTH, Message, check_text, shorten
+from utils.data.spelling import read_spelled
 
 # ShareGPT's names, and what chat templates call them. LLaMA-Factory (data/README.md) has human,
 # gpt, system, function_call and observation; others are in the sets that ShareGPT's users shared.
+SPEAKERS = {
+    **dict.fromkeys(("human", "user", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing", "claude"), "assistant"),
+    **dict.fromkeys(("model", "bot", "chatbot"), "assistant"),
+}
 ROLES = {
     "system": "system",
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing", "claude"), "assistant"),
-    **dict.fromkeys(("model", "function_call"), "assistant"),
+    **SPEAKERS,
+    "function_call": "assistant",
     **dict.fromkeys(("observation", "tool", "function_response"), "tool"),
 }
+# Roles of chat templates that ShareGPT does not have.
+OTHER_ROLES = ("developer", "function", "ipython")
+
+# How a list of messages begins, whether JSON, Python or NumPy has spelled it.
+SPELLED = re.compile(r"\s*\[?\s*\{\s*['\"](?:role|from|content|value)['\"]\s*:")
 
 # Fields in which a message says something beside its content: thoughts, by the names that APIs and
 # templates have for them, and calls ("function_call" is OpenAI's older name).
@@ -58,8 +68,51 @@ def read_messages(value: object, role: str) -> list[Message]:
     return [_read_message(message) for message in value]
 
 
+def is_empty(value: object) -> bool:
+    """Whether a table has nothing there: null, NaN, an empty list, or a text of white space."""
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, list):
+        return not value
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def as_messages(value: Any) -> Any:
+    """A list of messages where the value is one, or one message, or the text of either.
+
+    What is none of these comes back as it is: an answer that merely is JSON stays a text.
+    """
+    if isinstance(value, str) and spells_messages(value):
+        try:
+            spelled = read_spelled(value)
+        except ValueError:
+            return value
+        spelled = [spelled] if isinstance(spelled, dict) else spelled
+        return spelled if _are_messages(spelled) else value
+    return [value] if isinstance(value, dict) else value
+
+
+def spells_messages(text: str) -> bool:
+    """Whether a text begins as the spelling of messages does; it may still be something else."""
+    return SPELLED.match(text) is not None
+
+
+def _are_messages(value: Any) -> bool:
+    """Whether a value is a list of dicts that have a role which chat templates or ShareGPT know."""
+    if not isinstance(value, list) or not value:
+        return False
+    for message in value:
+        fields = message if isinstance(message, dict) else {}
+        role = fields.get("role") or fields.get("from")
+        says = "value" if fields.get("role") is None else "content"
+        known = isinstance(role, str) and (role.lower() in ROLES or role in OTHER_ROLES)
+        if not known or not (says in fields or "tool_calls" in fields):
+            return False
+    return True
+
+
 def read_list(name: str, value: object) -> list:
-    """A list, or that of a JSON text; ValueError if it is neither."""
+    """A list, or that which a text spells; ValueError if it is neither."""
     if isinstance(value, str):
         value = _parse(name, value)
     if not isinstance(value, list):
@@ -102,7 +155,7 @@ def holds_text(value: object) -> bool:
 def _read_message(message: dict) -> Message:
     if message.get("role") is None and message.get("from") is not None:
         message = _from_sharegpt(message)
-    read = {"role": message.get("role"), "content": message.get("content")}
+    read = {"role": _plain_role(message.get("role")), "content": message.get("content")}
     for key in ("name", "tool_call_id"):
         if message.get(key) is not None:
             read[key] = check_text(key, message[key])
@@ -125,6 +178,11 @@ def _read_message(message: dict) -> Message:
     return read
 
 
+def _plain_role(role: object) -> object:
+    """ShareGPT's names of user and assistant become those of chat templates; others stay."""
+    return SPEAKERS.get(role.lower(), role) if isinstance(role, str) else role
+
+
 def _join_parts(parts: list) -> str:
     if not parts:
         raise ValueError("content has no parts")
@@ -138,6 +196,7 @@ def _from_sharegpt(message: dict) -> dict:
     """{"from", "value"} with the field's usual names; the value of a function call is its JSON."""
     role, value = message["from"], message.get("value")
     others = {key: part for key, part in message.items() if key not in ("from", "value")}
+    role = role.lower() if isinstance(role, str) else role
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"from is {shorten(role)}; expected one of {', '.join(ROLES)}")
     if role != "function_call":
@@ -152,6 +211,6 @@ def _from_sharegpt(message: dict) -> dict:
 
 def _parse(name: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return read_spelled(text)
+    except ValueError as error:
         raise ValueError(f"{name} is text, but no JSON: {error}") from None

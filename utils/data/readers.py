@@ -5,10 +5,9 @@ source. It raises ValueError for a bad row.
 """
 
 import math
-import os
 import re
-from collections.abc import Iterable
-from itertools import takewhile
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from utils.data.comparison import (
     Comparison,
@@ -18,9 +17,8 @@ from utils.data.comparison import (
     ranks_from_scores,
     shorten,
 )
-from utils.data.messages import read_list, read_messages
-
-TURN = "\n\nAssistant:"
+from utils.data.conversations import TURN, make_comparison, split_transcripts
+from utils.data.messages import as_messages, is_empty, read_list, read_messages
 
 # Ranks for what Arena's column `winner` says.
 WINNERS = {
@@ -30,35 +28,35 @@ WINNERS = {
 }
 
 
-def pairs(row: dict, source: str) -> Comparison:
-    """prompt, chosen, rejected: texts, or chat messages (TRL's preference type)."""
-    return _comparison(row["prompt"], (row["chosen"], row["rejected"]), (0, 1), source)
+def pairs(row: dict, source: str, first: str = "prompt") -> Comparison:
+    """chosen, rejected, and what they answer in one of PROMPTS, perhaps with a history before it.
+
+    Texts, or chat messages (TRL's preference type, LLaMA-Factory's and axolotl's).
+
+    Args:
+        row, source: as all readers take them.
+        first: the column of PROMPTS that is read; where it is empty, the next that is not.
+    """
+    answers = (row["chosen"], row["rejected"])
+    columns = (first, *(column for column in PROMPTS if column != first))
+    column = next((name for name in columns if not is_empty(row.get(name))), first)
+    prompt: Any = PROMPTS[column](row, column) if column in row else None
+    before = _history(row) if column != "history" else []
+    if before:
+        prompt = before + read_messages(as_messages(prompt), "user")
+    elif column in TURNS:
+        prompt = _before_answers(prompt, answers)
+    return make_comparison(prompt, answers, (0, 1), source)
 
 
 def transcripts(row: dict, source: str) -> Comparison:
     """chosen, rejected: whole dialogues (Anthropic HH), or whole message lists."""
-    texts = (row["chosen"], row["rejected"])
-    if all(isinstance(text, list) for text in texts):
-        return _comparison([], texts, (0, 1), source)
-    if not all(isinstance(text, str) for text in texts):
+    answers = (row["chosen"], row["rejected"])
+    if all(isinstance(as_messages(answer), list) for answer in answers):
+        return make_comparison([], answers, (0, 1), source)
+    if not all(isinstance(answer, str) for answer in answers):
         raise ValueError("chosen and rejected are neither two texts nor two lists of messages")
-    shared = os.path.commonprefix(texts)
-    start = shared.rfind(TURN)
-    cut = start + len(TURN) if start >= 0 else 0
-    return Comparison(shared[:cut], [text[cut:] for text in texts], (0, 1), source)
-
-
-def sharegpt(row: dict, source: str) -> Comparison:
-    """conversations, chosen, rejected, perhaps system: LLaMA-Factory's data/README.md.
-
-    Messages are {"from", "value"}; each answer is one of them, or a text.
-    """
-    prompt = read_messages(_list(row, "conversations"), "user")
-    system = row.get("system")
-    if system and prompt and prompt[0]["role"] != "system":
-        prompt = [{"role": "system", "content": system}, *prompt]
-    answers = [[a] if isinstance(a, dict) else a for a in (row["chosen"], row["rejected"])]
-    return _comparison(prompt, answers, (0, 1), source)
+    return Comparison(*split_transcripts(answers), (0, 1), source)
 
 
 def scored(row: dict, source: str) -> Comparison:
@@ -70,25 +68,25 @@ def scored(row: dict, source: str) -> Comparison:
 def ranked(row: dict, source: str) -> Comparison:
     """prompt, responses, ranks: K answers, the lower rank is better."""
     ranks = ranks_from_scores([-rank for rank in _numbers("ranks", _list(row, "ranks"))])
-    return _comparison(row["prompt"], _list(row, "responses"), ranks, source)
+    return make_comparison(row["prompt"], _list(row, "responses"), ranks, source)
 
 
 def voted(row: dict, source: str) -> Comparison:
     """prompt, responses, votes: K answers, the one with more votes is better."""
     votes = _numbers("votes", _list(row, "votes"), least=0)
     ranks = ranks_from_scores(votes)
-    return _comparison(row["prompt"], _list(row, "responses"), ranks, source, votes=votes)
+    return make_comparison(row["prompt"], _list(row, "responses"), ranks, source, votes=votes)
 
 
 def unranked(row: dict, source: str) -> Comparison:
     """prompt, responses: K answers that nobody ranked."""
     answers = _list(row, "responses")
-    return _comparison(row["prompt"], answers, [0] * len(answers), source)
+    return make_comparison(row["prompt"], answers, [0] * len(answers), source)
 
 
 def single(row: dict, source: str) -> Comparison:
     """prompt, response: one answer."""
-    return _comparison(row["prompt"], [row["response"]], [0], source)
+    return make_comparison(row["prompt"], [row["response"]], [0], source)
 
 
 def webgpt(row: dict, source: str) -> Comparison:
@@ -111,7 +109,7 @@ def shp(row: dict, source: str) -> Comparison:
         margin = math.log(check_number("score_ratio", row["score_ratio"], least=1))
         grades = [margin if rank == 0 else 0 for rank in ranks]
     answers = (row["human_ref_A"], row["human_ref_B"])
-    return _comparison(_question(row["history"]), answers, ranks, source, grades)
+    return make_comparison(_question(row["history"]), answers, ranks, source, grades)
 
 
 def ultrafeedback(row: dict, source: str) -> Comparison:
@@ -150,13 +148,13 @@ def helpsteer3(row: dict, source: str) -> Comparison:
 def nectar(row: dict, source: str) -> Comparison:
     """berkeley-nest/Nectar: a prompt with its turns in the text, answers with a rank from 1."""
     ranks = ranks_from_scores([-rank for rank in _numbers("rank", _parts(row, "answers", "rank"))])
-    return _comparison(row["prompt"], _parts(row, "answers", "answer"), ranks, source)
+    return make_comparison(row["prompt"], _parts(row, "answers", "answer"), ranks, source)
 
 
 def arena(row: dict, source: str) -> Comparison:
     """lmsys/chatbot_arena_conversations, lmarena-ai/arena-human-preference-140k."""
     conversations = (_list(row, "conversation_a"), _list(row, "conversation_b"))
-    return _comparison([], conversations, WINNERS[_one_of(row, "winner", WINNERS)], source)
+    return make_comparison([], conversations, WINNERS[_one_of(row, "winner", WINNERS)], source)
 
 
 def arena_55k(row: dict, source: str) -> Comparison:
@@ -172,7 +170,7 @@ def arena_55k(row: dict, source: str) -> Comparison:
     won = [_one_of(row, f"winner_{name}", (0, 1)) for name in ("model_a", "model_b", "tie")]
     if sum(won) != 1:
         raise ValueError(f"winner_model_a, winner_model_b, winner_tie are {won}; expected one 1")
-    return _comparison([], conversations, ((0, 1), (1, 0), (0, 0))[won.index(1)], source)
+    return make_comparison([], conversations, ((0, 1), (1, 0), (0, 0))[won.index(1)], source)
 
 
 def pandalm(row: dict, source: str) -> Comparison:
@@ -180,50 +178,77 @@ def pandalm(row: dict, source: str) -> Comparison:
 
     The input stands below the instruction; without one it is null or NaN there.
     """
-    text, more = check_text("instruction", row["instruction"]), row["input"]
-    if more is not None and more != "" and not (isinstance(more, float) and math.isnan(more)):
-        text = f"{text}\n\n{check_text('input', more)}"
     votes = _votes([_one_of(row, f"annotator{i}", (0, 1, 2)) for i in (1, 2, 3)])
     answers, ranks = (row["response1"], row["response2"]), ranks_from_scores(votes)
-    return _comparison(_question(text), answers, ranks, source, votes=votes)
+    return make_comparison(_instruction(row), answers, ranks, source, votes=votes)
 
 
 def _graded(prompt, responses, grades, source, votes=None) -> Comparison:
     """The answer with the higher grade is better."""
-    return _comparison(prompt, responses, ranks_from_scores(grades), source, grades, votes)
-
-
-def _comparison(prompt, responses, ranks, source, grades=None, votes=None) -> Comparison:
-    """Texts as they are; where one is a list of messages, all become conversations.
-
-    The messages that all conversations share are the prompt; what follows are the answers.
-    """
-    if not any(isinstance(part, list) for part in (prompt, *responses)):
-        return Comparison(prompt, responses, ranks, source, grades, votes)
-    if not responses:
-        raise ValueError("no answers")
-    conversations = [_conversation(prompt, response) for response in responses]
-    # An answer needs a message of its own, also where one conversation begins another.
-    turns = zip(*(conversation[:-1] for conversation in conversations), strict=False)
-    shared = len(list(takewhile(lambda turn: all(m == turn[0] for m in turn), turns)))
-    answers = [conversation[shared:] for conversation in conversations]
-    if all(len(answer) == 1 and _says_text_alone(answer[0]) for answer in answers):
-        answers = [answer[0]["content"] for answer in answers]
-    return Comparison(conversations[0][:shared], answers, ranks, source, grades, votes)
-
-
-def _conversation(prompt, response) -> list[Message]:
-    """The whole conversation, whether or not the response repeats the prompt's messages."""
-    before, after = read_messages(prompt, "user"), read_messages(response, "assistant")
-    return after if after[: len(before)] == before else before + after
-
-
-def _says_text_alone(message: Message) -> bool:
-    return message["role"] == "assistant" and message.keys() == {"role", "content"}
+    return make_comparison(prompt, responses, ranks_from_scores(grades), source, grades, votes)
 
 
 def _question(text) -> list[Message]:
     return [{"role": "user", "content": text}]
+
+
+def _asked(row: dict, column: str) -> str | list[Message]:
+    """A question as the user's message; messages, and a transcript with its turns, as they are."""
+    value = as_messages(row[column])
+    if isinstance(value, list):
+        return read_messages(value, "user")
+    text = check_text(column, value)
+    return text if text.rstrip().endswith(TURN) else _question(text)
+
+
+def _instruction(row: dict, column: str = "instruction") -> str | list[Message]:
+    """An instruction as the user's message, and below it the input if there is one (Alpaca)."""
+    asked = _asked(row, column)
+    if is_empty(row.get("input")):
+        return asked
+    more = check_text("input", row["input"])
+    if len(asked) != 1 or isinstance(asked, str):
+        raise ValueError(f"input is {shorten(more)}, but {column} is a conversation")
+    return _question(f"{asked[0]['content']}\n\n{more}")
+
+
+def _turns(row: dict, column: str) -> list[Message]:
+    return read_messages(_list(row, column), "user")
+
+
+def _before_answers(turns: list[Message], answers: Iterable) -> list[Message]:
+    """Turns without the last one where that is an answer: some tables have the chosen one so."""
+    last = [read_messages(as_messages(answer), "assistant")[-1:] for answer in answers]
+    return (
+        turns[:-1] if turns and turns[-1]["role"] == "assistant" and turns[-1:] in last else turns
+    )
+
+
+def _history(row: dict, column: str = "history") -> list[Message]:
+    """The turns before the prompt: messages, or [question, answer] of each (LLaMA-Factory)."""
+    if is_empty(row.get(column)):
+        return []
+    turns = _list(row, column)
+    if all(isinstance(turn, dict) for turn in turns):
+        return read_messages(turns, "user")
+    messages = []
+    for turn in turns:
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise ValueError(f"{column} has {shorten(turn)}; expected a question and its answer")
+        for role, text in zip(("user", "assistant"), turn, strict=True):
+            if not is_empty(text):
+                messages.append({"role": role, "content": check_text(column, text)})
+    return messages
+
+
+def _history_alone(row: dict, column: str) -> str | list[Message]:
+    """A history that is the whole prompt: as any other, or a text that asks (as in SHP)."""
+    is_text = isinstance(row[column], str) and not row[column].lstrip().startswith("[")
+    return _asked(row, column) if is_text else _history(row, column)
+
+
+def _as_it_stands(row: dict, column: str) -> Any:
+    return row[column]
 
 
 def _grades(column: str, value: object) -> list[float]:
@@ -236,6 +261,17 @@ def _votes(choices: list[int]) -> list[float]:
     """Votes for two answers of annotators who chose 1, 2 or 0, a tie: half a vote for each."""
     half = choices.count(0) / 2
     return [choices.count(1) + half, choices.count(2) + half]
+
+
+# What chosen and rejected may answer, in the order of preference, and how it is read.
+TURNS = ("conversations", "conversation", "messages")
+PROMPTS: dict[str, Callable[[dict, str], Any]] = {
+    "prompt": _as_it_stands,
+    **dict.fromkeys(TURNS, _turns),
+    "instruction": _instruction,
+    **dict.fromkeys(("question", "query", "input"), _asked),
+    "history": _history_alone,
+}
 
 
 def _list(row: dict, column: str) -> list:

@@ -2,7 +2,9 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -43,6 +45,19 @@ class Part:
         self.taken[rows] = True
 
 
+class Opened(NamedTuple):
+    """A source whose columns are understood; nothing of it is tokenised yet.
+
+    Attributes:
+        source: what it is.
+        splits: the rows to train with what tokenises them, and those of a test or validation split
+            if there is one.
+    """
+
+    source: Source
+    splits: list[tuple[files.Rows, cache.Encoder]]
+
+
 @dataclass
 class Sides:
     """All rows of all sources, by what they are for.
@@ -65,8 +80,11 @@ def load_sides(args: Namespace, encoder: ComparisonTokenizer) -> Sides:
         InputError: a source cannot be read.
     """
     train, evaluation, without_test = [], [], []
-    for source in parse_sources(args.data_path, "--data_path", args.format):
-        rows, test = load_source(source, encoder, args.data_output_path, args.num_workers)
+    opened = open_sources(args, "--data_path", encoder)
+    given = open_sources(args, "--eval_data_path", encoder) if args.eval_data_path else []
+    for one in opened:
+        source = one.source
+        rows, test = _tokenize(one, args.data_output_path, args.num_workers)
         part = _part(source, source.path, rows, args.tie_threshold > 0)
         if args.data_split:
             taken = np.flatnonzero(part.taken)
@@ -80,22 +98,47 @@ def load_sides(args: Namespace, encoder: ComparisonTokenizer) -> Sides:
             without_test.append(part)
         else:
             evaluation.append(_part(source, f"{source.path} (test)", test))
-    if args.eval_data_path:
-        evaluation = load_evaluation(args, encoder)
+    if given:
+        evaluation = load_evaluation(args, given)
     elif without_test:
         evaluation += _hold_out(train, without_test, args.eval_fraction)
     return Sides(train, evaluation)
 
 
-def load_evaluation(args: Namespace, encoder: ComparisonTokenizer) -> list[Part]:
-    """The parts that --eval_data_path names."""
+def load_evaluation(args: Namespace, opened: list[Opened]) -> list[Part]:
+    """The parts of the sources that --eval_data_path names."""
     parts = []
-    for source in parse_sources(args.eval_data_path, "--eval_data_path", args.format):
-        rows, test = load_source(source, encoder, args.data_output_path, args.num_workers)
+    for one in opened:
+        source = one.source
+        rows, test = _tokenize(one, args.data_output_path, args.num_workers)
         part = _part(source, source.path, rows if test is None else test)
         _cap(part)
         parts.append(part)
     return parts
+
+
+def open_sources(
+    args: Namespace, flag: str, encoder: ComparisonTokenizer, streaming: bool = False
+) -> list[Opened]:
+    """Open what a flag names, and say once of each source which of its columns are read.
+
+    Args:
+        args: of main.py.
+        flag: --data_path or --eval_data_path.
+        encoder: makes token ids of comparisons.
+        streaming: whether nothing of the hub is stored.
+
+    Raises:
+        InputError: a source cannot be read, or its columns are not understood.
+    """
+    words = getattr(args, flag.removeprefix("--"))
+    cache_dir = None if streaming else args.data_output_path
+    opened = []
+    for source in parse_sources(words, flag, args.format, args.columns):
+        with nullcontext() if streaming else distributed.first_on_node():
+            opened.append(_open(source, encoder, cache_dir, streaming))
+        distributed.log(*dict.fromkeys(e.note for _, e in opened[-1].splits))
+    return opened
 
 
 def load_source(
@@ -119,10 +162,26 @@ def load_source(
         cannot train: `dropped` says why.
     """
     with distributed.first_on_node():
-        splits = files.open_splits(source.path, cache_dir, source.subset)
-        train, test = files.train_and_test(splits, source.path, source.split)
-        options = (encoder, source.name, source.format, cache_dir, num_workers)
-        return cache.tokenize(train, *options), test and cache.tokenize(test, *options)
+        opened = _open(source, encoder, cache_dir)
+    return _tokenize(opened, cache_dir, num_workers)
+
+
+def _open(
+    source: Source, encoder: ComparisonTokenizer, cache_dir: str | None, streaming: bool = False
+) -> Opened:
+    texts = source.columns.texts() if source.columns else ()
+    splits = files.open_splits(source.path, cache_dir, source.subset, streaming, texts)
+    both = files.train_and_test(splits, source.path, source.split)
+    options = (encoder, source.name, source.format, source.columns)
+    return Opened(source, [(rows, cache.Encoder(rows, *options)) for rows in both if rows])
+
+
+def _tokenize(
+    opened: Opened, cache_dir: str | None, num_workers: int
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    with distributed.first_on_node():
+        tables = [cache.tokenize(*split, cache_dir, num_workers) for split in opened.splits]
+    return tables[0], tables[1] if len(tables) > 1 else None
 
 
 def is_dropped(table: datasets.Dataset, *reasons: str) -> np.ndarray:

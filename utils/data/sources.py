@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from utils.arguments import InputError
+from utils.data.column_map import ColumnMap, parse_columns, read_columns
 from utils.data.comparison import MAX_NAME
 from utils.data.formats import FORMATS
 
@@ -29,6 +30,7 @@ class Source:
         split: the one to train; None: that named train, and a test split evaluates.
         subset: configuration of a hub data set.
         format: name of the layout; None: found by the columns.
+        columns: new names of its columns; None: as they are.
     """
 
     path: str
@@ -38,6 +40,7 @@ class Source:
     split: str | None = None
     subset: str | None = None
     format: str | None = None
+    columns: ColumnMap | None = None
 
     def __post_init__(self) -> None:
         for entry in ("path", "name", "split", "subset"):
@@ -55,7 +58,12 @@ class Source:
             raise InputError(f"{self.path}: cap is {cap!r}; expected a whole number above 0")
 
 
-def parse_sources(words: Sequence[str], flag: str, layout: str | None = None) -> list[Source]:
+def parse_sources(
+    words: Sequence[str],
+    flag: str,
+    layout: str | None = None,
+    columns: Sequence[str] | None = None,
+) -> list[Source]:
     """Read what a flag names.
 
     Args:
@@ -63,6 +71,7 @@ def parse_sources(words: Sequence[str], flag: str, layout: str | None = None) ->
             `sources` is a list with the attributes of Source.
         flag: --data_path or --eval_data_path, for messages.
         layout: --format, for the sources that do not name theirs.
+        columns: --columns, for the sources that do not name theirs.
 
     Returns:
         The sources; all have a weight or none.
@@ -86,7 +95,13 @@ def parse_sources(words: Sequence[str], flag: str, layout: str | None = None) ->
             f"{flag}: {weighted[0]} has a weight, but {without[0]} has none: give all of them one "
             "(PATH:0.3), or none; PATH:5000 without a point takes so many comparisons"
         )
-    return _named([replace(source, format=source.format or layout) for source in sources])
+    new_names = parse_columns(columns)
+    return _named(
+        [
+            replace(source, format=source.format or layout, columns=source.columns or new_names)
+            for source in sources
+        ]
+    )
 
 
 def source_name(path: str) -> str:
@@ -123,6 +138,8 @@ def _read_yaml(file: Path) -> list[Source]:
             )
         if (beside := file.parent / entry["path"]).exists():
             entry["path"] = str(beside)  # a path is meant from where the file is
+        if "columns" in entry:
+            entry["columns"] = read_columns(entry["columns"], entry["path"])
         sources.append(Source(**entry))
     return sources
 

@@ -8,17 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.arguments import InputError
+from utils.data.column_map import ColumnMap
 from utils.data.comparison import Comparison
-from utils.data.files import (
-    BUILDERS,
-    PEEK,
-    RawRow,
-    Rows,
-    find_columns,
-    open_splits,
-    train_and_test,
-)
-from utils.data.formats import Reader, find_reader
+from utils.data.files import BUILDERS, PEEK, RawRow, Rows, open_splits, train_and_test
+from utils.data.formats import Reader
+from utils.data.reading import plan_reading
 from utils.data.sources import source_name
 
 STANDARD_INPUT = "-"
@@ -32,12 +26,14 @@ class Stream(NamedTuple):
         name: what `reader` gets as name of the source.
         rows: as they stand on disk.
         reader: makes a comparison of a row and the name; ValueError for a bad row.
+        note: a sentence about the columns that are read; "" of a benchmark.
     """
 
     path: str
     name: str
     rows: Iterable[RawRow]
     reader: Reader
+    note: str = ""
 
 
 class Window(NamedTuple):
@@ -61,26 +57,34 @@ class Window(NamedTuple):
             raise ValueError(f"no column {error}") from error
 
 
-def open_stream(path: str, layout: str | None = None) -> Stream:
+def open_stream(
+    path: str,
+    layout: str | None = None,
+    columns: ColumnMap | None = None,
+    chat: bool = False,
+) -> Stream:
     """Open what --data_path names; of a folder or hub name the test split, if it has one.
 
     Args:
         path: local path or hub name; "-" is the standard input with one JSON object a line.
         layout: name of the layout (formats.py); None: found by the columns.
+        columns: new names of columns; None: as they are.
+        chat: whether text prompts become messages (--apply_chat_template).
 
     Raises:
-        InputError: it cannot be read, or its columns are those of no layout.
+        InputError: it cannot be read, or its columns are not understood.
     """
     if path == STANDARD_INPUT:
         lines = (line for line in sys.stdin.buffer if line.strip())
         first = list(islice(lines, PEEK))
-        columns = find_columns(first, "standard input")
-        reader = find_reader(columns, "standard input", ranked=False, layout=layout)
-        return Stream("standard input", "stdin", chain(first, lines), reader)
-    train, test = train_and_test(open_splits(path, streaming=True), path)
+        path = "standard input"
+        reading = plan_reading(first, path, columns, layout, ranked=False, chat=chat)
+        return Stream(path, "stdin", chain(first, lines), *reading)
+    texts = columns.texts() if columns else ()
+    train, test = train_and_test(open_splits(path, streaming=True, texts=texts), path)
     rows = train if test is None else test
-    reader = find_reader(rows.columns(), path, ranked=False, layout=layout)
-    return Stream(path, source_name(path), rows, reader)
+    reading = plan_reading(rows, path, columns, layout, ranked=False, chat=chat)
+    return Stream(path, source_name(path), rows, *reading)
 
 
 def open_benchmark(path: str, split: str | None, read: Reader, files: str = "*") -> list[Stream]:

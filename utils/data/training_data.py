@@ -12,7 +12,7 @@ from utils import distributed
 from utils.arguments import InputError
 from utils.data import audit, cache, files
 from utils.data.sampling import Mixture
-from utils.data.sides import Part, Sides, is_dropped, load_evaluation
+from utils.data.sides import Part, Sides, is_dropped, load_evaluation, open_sources
 from utils.data.sources import parse_sources
 from utils.data.tokenization import (
     EMPTY,
@@ -21,6 +21,7 @@ from utils.data.tokenization import (
     TOO_LONG,
     WRITE_IT,
     ComparisonTokenizer,
+    text_key,
     usable_reasons,
 )
 
@@ -28,6 +29,7 @@ TRAINING_COLUMNS = (
     *("index", "input_ids", "answer_starts", "answers", "ranks", "grades", "votes", "weight"),
     *("length", "shared", "tokens", "source", "prompt_key"),
 )
+EMPTY_KEYS = (text_key(""), text_key([{"role": "user", "content": ""}]))  # of prompts
 SHOWN = 5  # malformed rows that an error names
 
 
@@ -67,17 +69,44 @@ def choose(args: Namespace, sides: Sides) -> TrainingData:
     train, evaluation = _join(sides.train), _join(sides.evaluation)
     counts["train_comparisons"], counts["eval_comparisons"] = len(train), len(evaluation)
     if not len(train) or not len(evaluation):
+        side = "evaluate" if len(train) else "train"
         raise InputError(
-            f"{', '.join(args.data_path)}: no usable comparison is left "
-            f"{'to evaluate' if len(train) else 'to train'} after the split by prompt "
-            f"({counts['leaks_removed']:,} were removed from the evaluation because their prompts "
-            "train too); give more data, another --eval_data_path, --eval_fraction or --data_split"
+            f"{', '.join(args.data_path)}: no usable comparison is left to {side}: "
+            f"{_why_none(args, sides, counts['leaks_removed'])}"
         )
     mixture = _mixture(sides.train)
     distributed.log(f"{len(train):,} comparisons to train, {len(evaluation):,} to evaluate")
     _check_columns(args, sides.train)
     sizes = _sizes(sides.train), _sizes(sides.evaluation)
     return TrainingData(train, evaluation, *sizes, mixture, counts)
+
+
+def _why_none(args: Namespace, sides: Sides, leaks: int) -> str:
+    """Why a side got no comparison, and what mends it."""
+    held_out = [part for part in sides.evaluation if part.held_out]
+    keys = np.concatenate([part.keys()[part.taken] for part in (*sides.train, *held_out)])
+    prompts = len(np.unique(keys))
+    if leaks:
+        return (
+            f"{leaks:,} were removed from the evaluation because their prompts train too; give "
+            "another --eval_data_path, with other prompts"
+        )
+    if not prompts:
+        return "nothing is left to split; give more data, or another --data_split"
+    remedy = "give --eval_data_path, or data with more prompts"
+    if len(keys) == 1:
+        return f"there is one comparison, and both training and evaluation need one; {remedy}"
+    if prompts == 1:
+        what = "have an empty prompt" if keys[0] in EMPTY_KEYS else "share one prompt"
+        return (
+            f"all {len(keys):,} comparisons {what}, and a prompt either trains or evaluates; "
+            f"{remedy}"
+        )
+    return (
+        f"the {len(keys):,} comparisons have {prompts} prompts, of which --eval_fraction "
+        f"{args.eval_fraction:g} holds out {'none' if sides.train[0].taken.any() else 'all'}; "
+        f"{remedy}, or another --eval_fraction"
+    )
 
 
 def open_stream(
@@ -92,16 +121,13 @@ def open_stream(
     Raises:
         InputError: a source cannot be read, or nothing to evaluate is usable.
     """
-    opened = []
-    sources = parse_sources(args.data_path, "--data_path", args.format)
-    for source in sources:
+    for source in parse_sources(args.data_path, "--data_path"):
         if source.cap is not None:
             raise InputError(f"{source.path}: a cap ({source.cap}) does not go with --streaming")
-        splits = files.open_splits(source.path, None, source.subset, streaming=True)
-        rows, _ = files.train_and_test(splits, source.path, source.split)
-        opened.append((rows, cache.Encoder(rows, encoder, source.name, source.format)))
-    weights = [source.weight for source in sources if source.weight is not None] or None
-    parts = load_evaluation(args, encoder)
+    opened = open_sources(args, "--data_path", encoder, streaming=True)
+    given = open_sources(args, "--eval_data_path", encoder)
+    weights = [one.source.weight for one in opened if one.source.weight is not None] or None
+    parts = load_evaluation(args, given)
     counts: dict = {"train": {}, "eval": _count(parts, args.max_bad_rows)}
     evaluation = _join(parts)
     counts |= {"train_comparisons": None, "eval_comparisons": len(evaluation)}
@@ -109,7 +135,8 @@ def open_stream(
         f"{len(evaluation):,} comparisons to evaluate; whether their prompts train too is not "
         "known of a stream"
     )
-    return opened, weights, TrainingData(None, evaluation, None, _sizes(parts), None, counts)
+    trained = [one.splits[0] for one in opened]
+    return trained, weights, TrainingData(None, evaluation, None, _sizes(parts), None, counts)
 
 
 def count_rows(table: datasets.Dataset, ties: bool = False) -> dict:

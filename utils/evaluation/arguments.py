@@ -2,8 +2,9 @@
 
 import argparse
 
-from utils.arguments import FlagParser, add_layout, require
-from utils.data.arguments import add_chat_template, add_format
+from utils.arguments import FlagParser, InputError, add_layout, require
+from utils.data.arguments import add_chat_template, add_columns, add_format
+from utils.data.column_map import parse_columns
 from utils.data.formats import FORMATS
 
 BENCHMARKS = ("rewardbench", "rewardbench2", "rm-bench", "judgebench", "llmbar")
@@ -72,6 +73,7 @@ def _add_input(parser):
         "with prompt and response(s) that nobody ranked; - reads JSON lines from standard input",
     )
     add_format(add, FORMATS)
+    add_columns(add)
 
 
 def _add_evaluation(parser):
@@ -189,10 +191,17 @@ def _check(parser, args):
     given = [flag for flag, there in asked.items() if there]
     if len(given) > 1 and given != ["--data_path", "--benchmark"]:
         parser.error(f"{' and '.join(given)} exclude each other")
-    if args.format and not args.data_path:
-        parser.error("--format goes with --data_path")
-    if args.benchmark and args.format:
-        parser.error("--benchmark and --format exclude each other: a benchmark has its own layout")
+    for flag in ("format", "columns"):
+        if getattr(args, flag) and not args.data_path:
+            parser.error(f"--{flag} goes with --data_path")
+        if getattr(args, flag) and args.benchmark:
+            parser.error(
+                f"--benchmark and --{flag} exclude each other: a benchmark has its own layout"
+            )
+    try:
+        parse_columns(args.columns)
+    except InputError as error:
+        parser.error(str(error))
     if args.benchmark and args.data_path and len(args.data_path) > 1:
         parser.error("--benchmark takes one file or folder in --data_path")
     rows = bool(args.data_path or args.benchmark)
