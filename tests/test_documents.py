@@ -74,8 +74,19 @@ def workspace(tmp_path_factory):
         for pair in pairs
     ]
     (folder / "Dahoas" / "rm-static").mkdir(parents=True)
+    questions = [
+        {
+            "title": pair["prompt"],
+            "better": pair["chosen"],
+            "worse": pair["rejected"],
+            "story": "What happened before is long, and not asked for.",
+            "author": "Ada",
+        }
+        for pair in pairs
+    ]
     for name, rows in {
         "comparisons.jsonl": pairs,
+        "questions.jsonl": questions,
         "helpful.jsonl": pairs[:24],
         "harmless.jsonl": pairs[24:],
         "ranked.jsonl": ranked,

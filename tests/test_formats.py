@@ -86,6 +86,10 @@ def test_every_layout_trains_and_is_scored(workspace, tmp_path):
     data = data[:-2]
     done = run_command("python", "main.py", *words, *data, "--output_dir", tmp_path / "out")
     assert done.returncode == 0, done.stderr
+    notes = [line for line in done.stdout.splitlines() if ": layout " in line]
+    assert len(notes) == len(LAYOUTS)
+    for path, name, note in zip(paths, LAYOUTS, notes, strict=True):
+        assert note.startswith(f"{path}: layout {name}; read: ")
     counts = json.loads((tmp_path / "out" / "training_args.json").read_text())["data"]
     assert [count["kept"] for count in counts["train"].values()] == [ROWS] * len(LAYOUTS)
     evaluated = read_metrics(tmp_path / "out")[-1]["eval_sources"]
@@ -93,6 +97,7 @@ def test_every_layout_trains_and_is_scored(workspace, tmp_path):
     words = ["--model_name_or_path", tmp_path / "out", *data, "--output_dir", tmp_path / "report"]
     done = run_command("python", "rw_eval.py", *words)
     assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if ": layout " in line] == notes
     lines = [json.loads(line) for line in (tmp_path / "report" / "scores.jsonl").open()]
     assert [line["source"] for line in lines] == [name for name in LAYOUTS for _ in range(ROWS)]
     assert all(len(line["scores"]) == 2 and None not in line["scores"] for line in lines)

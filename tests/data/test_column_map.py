@@ -20,7 +20,7 @@ def test_flag_and_file_say_the_same():
         (["prompt"], "--columns prompt: expected NAME=COLUMN, as in prompt=question"),
         (["=a"], "--columns =a: expected NAME=COLUMN"),
         (["prompt="], "--columns prompt=: expected NAME=COLUMN"),
-        (["promt=a"], "promt=a gives a name that no layout reads; expected ignore or one of "),
+        (["asked=a"], "asked=a gives a name that no layout reads; expected ignore or one of "),
         (["prompt=a", "prompt=b"], "--columns: prompt is given twice"),
         (["prompt=a", "system=a"], "--columns: a gets a name twice"),
         (["prompt=a", "ignore=a"], "--columns: a gets a name twice"),

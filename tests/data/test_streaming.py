@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import make_pairs, write_jsonl
 from utils.arguments import InputError
 from utils.data import streaming
+from utils.data.column_map import parse_columns
 from utils.data.comparison import Comparison
 from utils.data.files import Rows, parse_row
 from utils.data.streaming import open_benchmark, open_stream, windows
@@ -88,6 +89,17 @@ def test_standard_input(monkeypatch):
     found = list(windows([open_stream("-")], 10))
     assert [parse_row(row) for window in found for row in window.rows] == PAIRS
     assert found[0].read(PAIRS[0]).source == "stdin"
+
+
+def test_columns_of_standard_input_get_new_names(monkeypatch):
+    text = json.dumps({"q": "Q", "a": "A", "title": "x"})
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    stream = open_stream("-", columns=parse_columns(["prompt=q", "response=a"]))
+    (window,) = windows([stream], 10)
+    assert window.read(parse_row(window.rows[0])) == Comparison("Q", ("A",), (0,), "stdin")
+    assert stream.note == (
+        "standard input: layout answer; read: prompt=q, response=a; not read: title"
+    )
 
 
 @pytest.mark.parametrize(

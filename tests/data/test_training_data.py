@@ -195,6 +195,48 @@ def test_unusable_file_is_an_input_error_that_names_it(tmp_path, encoder, name, 
     assert str(tmp_path / name) in str(caught.value)
 
 
+NOTHING_HELD_OUT = {
+    "one comparison": ([{}], "there is one comparison, and both training and evaluation need one"),
+    "one prompt": ([{}] * 40, "all 40 comparisons share one prompt"),
+    "empty prompts": ([{"prompt": ""}] * 40, "all 40 comparisons have an empty prompt"),
+    "two prompts": ([{}, {"prompt": "R"}], "the 2 comparisons have 2 prompts, of which "),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING_HELD_OUT)
+def test_the_error_says_why_nothing_is_held_out(tmp_path, encoder, name):
+    changes, reason = NOTHING_HELD_OUT[name]
+    pairs = enumerate(changes)
+    rows = [{"prompt": "Q", "chosen": f"a{i}", "rejected": "b", **change} for i, change in pairs]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(InputError, match=f"is left to evaluate: {reason}.*give --eval_data_path"):
+        load_training(tmp_path, encoder, "--data_path", path)
+    other = write_jsonl(tmp_path / "other.jsonl", make_pairs(2))
+    words = ("--data_path", path, "--eval_data_path", other)
+    assert len(load_training(tmp_path, encoder, *words)[0]) == len(rows)
+
+
+def test_rows_that_are_all_dropped_for_one_reason_name_it(tmp_path, encoder):
+    users = [{"role": "user", "content": "Q"}, {"role": "user", "content": "a"}]
+    for row, reason in (
+        ({"prompt": "Q", "chosen": "a", "rejected": "a"}, r"2 dropped \(identical answers\)"),
+        ({"chosen": users, "rejected": users}, "row 1: answer 1 ends with a message of the role"),
+    ):
+        path = write_jsonl(tmp_path / "rows.jsonl", [row, row])
+        with pytest.raises(InputError, match=reason):
+            load_training(tmp_path, encoder, "--data_path", path)
+
+
+def test_no_source_is_tokenised_before_the_columns_of_all_are_known(tmp_path, encoder):
+    good = write_jsonl(tmp_path / "good.jsonl", make_pairs(20))
+    rows = [{**row, "context": "The house on the hill."} for row in make_pairs(2)]
+    bad = write_jsonl(tmp_path / "bad.jsonl", rows)
+    for words in ((good, bad), (good, "--eval_data_path", bad)):
+        with pytest.raises(InputError, match="bad.jsonl: context: not read"):
+            load_training(tmp_path, encoder, "--data_path", *words)
+    assert not list((tmp_path / "cache").glob("*"))
+
+
 GIVEN = {
     "--margin": {"margin": 1.5},
     "--label soft": {"votes": [3, 1]},
@@ -280,7 +322,7 @@ def test_prompts_that_train_are_removed_from_the_evaluation(tmp_path, encoder, c
     assert len(rows) == 60 and counts["leaks_removed"] == 60
     assert sorted(evaluation["index"]) == [i for i in range(80) if i % 40 >= 30]
     assert "60 comparisons removed from the evaluation" in capsys.readouterr().out
-    with pytest.raises(InputError, match="left to evaluate .*60 were removed"):
+    with pytest.raises(InputError, match="left to evaluate: 60 were removed"):
         load_training(tmp_path, encoder, "--data_path", train, "--eval_data_path", train)
 
 

@@ -11,7 +11,15 @@ from os.path import commonprefix
 from typing import Any
 
 from utils.data.comparison import Comparison, Message, shorten
-from utils.data.messages import ROLES, as_messages, is_empty, read_messages, spells_messages
+from utils.data.messages import (
+    CALLS,
+    REASONING,
+    ROLES,
+    as_messages,
+    is_empty,
+    read_messages,
+    spells_messages,
+)
 
 TURN = "\n\nAssistant:"
 WHOLE = re.compile(r"\n\nHuman:.*?\n\nAssistant:", re.DOTALL)  # how a whole transcript begins
@@ -210,9 +218,12 @@ def _holds(turns: list[Message], prompt: list[Message]) -> bool:
     """Whether the turns before an answer say all that the prompt says."""
     texts = [turn["content"] for turn in turns]
     for message in prompt:
+        if any(_same(message, turn) for turn in turns):
+            continue
         text = message["content"]
-        in_text = re.search(r"\w", text) and not re.search(r"\w", remainder(text, texts))
-        if not any(_same(message, turn) for turn in turns) and not in_text:
+        if any(name in message for name in (*REASONING, *CALLS)) or not re.search(r"\w", text):
+            return False
+        if re.search(r"\w", remainder(text, texts)):
             return False
     return True
 

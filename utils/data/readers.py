@@ -264,7 +264,7 @@ def _votes(choices: list[int]) -> list[float]:
 
 
 # What chosen and rejected may answer, in the order of preference, and how it is read.
-TURNS = ("conversations", "conversation", "messages")
+TURNS = ("conversations", "messages", "conversation")
 PROMPTS: dict[str, Callable[[dict, str], Any]] = {
     "prompt": _as_it_stands,
     **dict.fromkeys(TURNS, _turns),

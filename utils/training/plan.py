@@ -103,7 +103,8 @@ def plan_stream(
         max_bad_rows=args.max_bad_rows,
     )
     _check_warmup(args, total_steps)
-    run = _identity(args) | {"--data_path": args.data_path}
+    run = _identity(args)
+    run |= {f"--{name}": getattr(args, name) for name in ("data_path", "format", "columns")}
     return RunPlan(stream, total_steps, args.max_steps * size, size, run, size, None)
 
 
