@@ -325,5 +325,7 @@ def test_two_columns_of_the_system_say_the_same():
             assert prompt in ("S\n\nQ", [{"role": "system", "content": "S"}, user("Q")])
     with pytest.raises(ValueError, match="system and system_prompt are two different texts"):
         read(pair("Q", "a", "b", system="S", system_prompt="T"))
+    for spelled in ([{"role": "system", "content": "S"}], '[{"role": "system", "content": "S"}]'):
+        assert read(pair("Q", "a", "b", system=spelled))[0] == "S\n\nQ"
     with pytest.raises(ValueError, match="system is 7; expected text"):
         read(pair("Q", "a", "b", system=7))

@@ -60,7 +60,12 @@ SAME = {
         "rejected": bot("b"),
         **NUMBERS,
     },
-    "conversation": {"conversation": json.dumps(A), "chosen": A, "rejected": "b", **NUMBERS},
+    "conversation": {
+        "conversation": json.dumps([user("Q")]),
+        "chosen": A,
+        "rejected": "b",
+        **NUMBERS,
+    },
     "alpaca": {"instruction": "Q", "input": "", "chosen": "a", "rejected": "b", **NUMBERS},
     "question": {"question": "Q", "chosen": "a", "rejected": "b", **NUMBERS},
     "query": {"query": "Q", "chosen": "a", "rejected": "b", "system": None, **NUMBERS},

@@ -54,7 +54,10 @@ def test_a_question_is_the_users_message_unless_it_has_turns():
 
 
 def test_an_empty_prompt_gives_way_to_the_next_column():
+    whole = {"chosen": f"{START} a", "rejected": f"{START} b"}
     for empty in (None, "", " ", NAN, []):
+        if empty != []:
+            assert read({"prompt": empty, **whole}) == (START, [" a", " b"])
         row = {"prompt": empty, "question": "Q", "chosen": "a", "rejected": "b"}
         assert read(row)[0] == [user("Q")]
         assert read({"prompt": empty, "chosen": A, "rejected": B}) == ([user("Q")], ["a", "b"])
@@ -234,6 +237,7 @@ ALLOWED = {
     "questionId": "a b c",
     "created_at": "Mon Jan 5 10:00:00 2026",
     "model": "Some large model of this year",
+    "user": "Ada Lovelace",
     "notes": PROSE,
     "history": "",
     "context": f"{GOOD} ",

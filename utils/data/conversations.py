@@ -155,14 +155,15 @@ def _read_spellings(prompt: Any, responses: Sequence) -> tuple[Any, list]:
 
 def _say_once(prompt: Any, responses: list) -> tuple[Any, list]:
     """A text prompt and text answers, without the prompt where they repeat it."""
-    if not isinstance(prompt, str) or not all(isinstance(text, str) for text in responses):
+    text = "" if is_empty(prompt) else prompt
+    if not all(isinstance(part, str) for part in (text, *responses)):
         return prompt, responses
-    rests = _after_prompt(prompt, responses)
+    rests = _after_prompt(text, responses)
     if rests is not None:
-        return prompt.rstrip(), rests
-    if prompt.strip() and responses and all(map(WHOLE.match, responses)):
+        return text.rstrip(), rests
+    if responses and all(map(WHOLE.match, responses)):
         shared, rests = split_transcripts(responses)
-        if remainder(prompt, [shared]):
+        if remainder(text, [shared]):
             raise ValueError("the answers are whole transcripts that do not hold the prompt")
         return shared, rests
     return prompt, responses

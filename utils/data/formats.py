@@ -11,7 +11,7 @@ from utils.arguments import InputError
 from utils.data import readers
 from utils.data.comparison import MAX_NAME, Comparison, check_number, check_text
 from utils.data.conversations import with_system
-from utils.data.messages import is_empty, read_list, read_tools
+from utils.data.messages import as_messages, is_empty, read_list, read_messages, read_tools
 
 Reader = Callable[[dict, str], Comparison]
 Layout = tuple[tuple[str, ...], Reader]
@@ -117,7 +117,10 @@ def is_name(value: object) -> bool:
 
 def _system_text(row: dict) -> str:
     """What the columns of SYSTEM say, "" if nothing."""
-    given = {name: row[name] for name in SYSTEM if not is_empty(row.get(name))}
+    given = {name: as_messages(row[name]) for name in SYSTEM if not is_empty(row.get(name))}
+    for name, value in given.items():
+        if isinstance(value, list) and len(value) == 1:  # the system's message
+            given[name] = read_messages(value, "system")[0]["content"]
     if len({check_text(name, value).strip() for name, value in given.items()}) > 1:
         raise ValueError(f"{' and '.join(given)} are two different texts")
     return next(iter(given.values()), "")

@@ -91,7 +91,8 @@ def plan_reading(
             f"{path}: {', '.join(lost)}: not read, but text of the conversation as it seems (the "
             f"layout {name} reads {read}). Say what it is, as in --columns "
             f"{'prompt' if survey.is_bare else 'system'}={lost[0]}, or --columns "
-            f"ignore={','.join(lost)} if it is no part of the conversation. Known layouts: "
+            f"ignore={','.join(lost)} if it is no part of the conversation; what stands below a "
+            f"question is its input (instruction=QUESTION input={lost[0]}). Known layouts: "
             f"{known_layouts(ranked)}"
         )
     others = ", ".join(column for column in found if column not in {*survey.used, "id"})
@@ -223,7 +224,7 @@ def _fewest_words(column: str, is_bare: bool) -> int | None:
     if column in SHORTEST:
         return 1
     if words[-1] not in PROPERTY and any(word in CONVERSATION for word in words):
-        return 2
+        return 3
     return WORDS_ALONE if is_bare else None
 
 
