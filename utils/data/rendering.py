@@ -10,8 +10,8 @@ import jinja2
 
 from utils.data.chat_templates import names
 from utils.data.comparison import Comparison, Message
-from utils.data.messages import REASONING
 from utils.data.conversations import TURN
+from utils.data.messages import REASONING
 from utils.data.unrendered import (
     IS_THOUGHT,
     Searched,
