@@ -128,6 +128,14 @@ def test_a_quantised_model_is_scored_where_its_library_is(opt_model, method):
         hub.check_weights(str(opt_model), hub.load_config(str(opt_model)))
 
 
+def test_a_quantised_model_without_its_head_is_not_scored(opt_model, opt_tokenizer):
+    """Transformers reads this kind without a library, where no GPU could run it."""
+    change(opt_model, quantization_config={"quant_method": "fp8"})
+    arguments = str(opt_model), hub.load_config(str(opt_model)), opt_tokenizer
+    with pytest.raises(InputError, match="score.weight is missing|cannot read them"):
+        hub.load_model(*arguments)
+
+
 def test_a_file_and_a_folder_that_may_not_be_read(opt_model, monkeypatch):
     with pytest.raises(InputError, match="config.json: a file; expected the folder"):
         hub.load_config(str(opt_model / "config.json"))

@@ -146,7 +146,7 @@ def load_model(
     attention = SHARED_PREFIX if layout == "packed" else None
     options = {"dtype": dtype, "attn_implementation": attention, "device_map": device_map}
     model, info = _read_model(path, type(empty), config, weights, **options)
-    if getattr(model, "is_quantized", False):  # what the headers could not tell
+    if getattr(config, "quantization_config", None):  # then the headers could not tell
         notes += check_names(path, model, info, new_head, set())
     if HEAD in info["missing_keys"]:
         _draw_head(model.score)

@@ -146,8 +146,8 @@ def old_buffers(weights: dict[str, torch.Tensor], model_names: set[str]) -> set[
 
 def _is_mask(tensor: torch.Tensor) -> bool:
     """Whether it is [n, n] or [1, 1, n, n], as causal masks are, and no bias."""
-    *leading, rows, columns = tensor.shape if tensor.ndim > 1 else (2, 0, 1)
-    return set(leading) <= {1} and rows == columns
+    shape = tensor.shape
+    return len(shape) > 1 and set(shape[:-2]) <= {1} and shape[-2] == shape[-1]
 
 
 OLD_BUFFERS: tuple[tuple[str, Callable[[torch.Tensor], bool]], ...] = (
@@ -156,12 +156,12 @@ OLD_BUFFERS: tuple[tuple[str, Callable[[torch.Tensor], bool]], ...] = (
     (r"(^|\.)(attn|attention|self_attn|self_attention|crossattention)\.bias$", _is_mask),
     (r"(^|\.)(causal_mask|attn_mask|attention_mask)$", _is_mask),
     (r"(^|\.)masked_bias$", lambda tensor: tensor.numel() == 1),
-    # The version of fairseq's layout, in OPT, BART and others.
-    (r"(^|\.)version$", lambda tensor: tensor.numel() == 1),
+    # fairseq's, in OPT, BART and others.
+    (r"(^|\.)(version|_float_tensor)$", lambda tensor: tensor.numel() == 1),
     # Positions, rotary and learned.
     (r"(^|[._])inv_freq$", lambda tensor: tensor.ndim == 1),
     (r"(^|\.)(cos|sin)_cached$", lambda tensor: tensor.ndim in (2, 4)),
-    (r"(^|\.)position_ids$", lambda tensor: not tensor.is_floating_point()),
+    (r"(^|\.)(position|token_type)_ids$", lambda tensor: not tensor.is_floating_point()),
 )
 
 
