@@ -81,7 +81,8 @@ WRITES = {
 
 
 @pytest.mark.parametrize(
-    ("style", "name"), [(style, name) for style, (_, names) in WRITES.items() for name in names]
+    ("style", "name"),
+    [(style, name) for style, (_, names) in WRITES.items() for name in sorted(names)],
 )
 def test_a_template_that_writes_all_is_not_blamed(opt_tokenizer, style, name):
     prompt, answers, *tools = CONVERSATIONS[name]
