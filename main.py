@@ -41,8 +41,9 @@ from utils.evaluation.audit_report import print_audit, write_audit
 from utils.evaluation.model_card import model_card
 from utils.model import hub
 from utils.model.adapters import add_lora, find_layers, merge_lora, save_adapter
+from utils.model.layout import choose_layout
+from utils.model.positions import fix_positions
 from utils.model.reward_model import RewardModel, check_head
-from utils.model.shared_prefix import choose_layout
 from utils.training.checkpoint import (
     NO_MODEL,
     Checkpoint,
@@ -84,11 +85,12 @@ def main(args: Namespace) -> None:
         check_nvme()
     config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
     hub.set_dropout(config, args.dropout)
+    distributed.log(*fix_positions(config, args.max_seq_len))
     if args.estimate_memory:
         print_estimate(hub.empty_model(config, trust_remote_code=args.trust_remote_code))
         return
     check_model(args, config)  # before minutes of tokenising
-    args.batch_layout, notes = choose_layout(config, args.batch_layout)
+    args.batch_layout, notes = choose_layout(config, args.batch_layout, args.max_seq_len)
     distributed.log(*notes)
     checkpoint = find_checkpoint(args, device)
     progress = checkpoint.progress if checkpoint else Progress()

@@ -57,8 +57,9 @@ from utils.evaluation.records import (
 from utils.evaluation.report import print_benchmark, print_results, write_report
 from utils.evaluation.scoring import Scorer
 from utils.model import hub
+from utils.model.layout import choose_layout
+from utils.model.positions import fix_positions
 from utils.model.reward_model import check_head
-from utils.model.shared_prefix import choose_layout
 
 FORMS = {"best_of_n": best_of_n, "as_pairs": as_pair, "as_scores": as_scores}
 
@@ -84,8 +85,10 @@ def main(args: argparse.Namespace) -> None:
     # Before rows are read: whether the weights are there, and with the scalar head.
     check_head(path, hub.empty_model(config, trust_remote_code=trust))
     checked = hub.check_weights(path, config, trust_remote_code=trust)
-    args.batch_layout, notes = choose_layout(config, args.batch_layout)
     encoder = load_encoder(args, config, checked.is_deepspeed_chat)
+    longest = encoder.settings.max_seq_len
+    distributed.log(*fix_positions(config, longest))
+    args.batch_layout, notes = choose_layout(config, args.batch_layout, longest)
     distributed.log(*notes)
     # Rows before the model: what is wrong with them shows at once.
     streams = open_streams(args, encoder)

@@ -14,7 +14,6 @@ from transformers import (
     BloomConfig,
     Gemma2Config,
     GptOssConfig,
-    MambaConfig,
     MiniMaxConfig,
     Qwen3NextConfig,
     set_seed,
@@ -23,8 +22,9 @@ from transformers import (
 from utils.arguments import InputError
 from utils.data.batching import PackedCollator, PaddedCollator, Segments
 from utils.data.tokenization import common_prefix_length
+from utils.model.layout import choose_layout
 from utils.model.reward_model import RewardModel
-from utils.model.shared_prefix import NAME, RowKeys, choose_layout, shared_prefix_attention
+from utils.model.shared_prefix import NAME, RowKeys, shared_prefix_attention
 
 PAD, VOCABULARY = 1, 12
 OPT = {
@@ -309,7 +309,6 @@ def test_decoders_with_exchangeable_attention_are_packed(family):
     ("config", "reason"),
     [
         (BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=9), "bloom does not let"),
-        (MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=9), "mamba"),
         (BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), "bert is not a"),
         (Gemma2Config(num_hidden_layers=1), "gemma2"),  # caps its attention logits
         (GptOssConfig(num_hidden_layers=1), "gpt_oss"),  # adds a sink to them

@@ -221,9 +221,10 @@ def new_model(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreT
 
 def set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
     """Set every dropout probability of a config; None leaves the model's own."""
-    names = [name for name in vars(config) if "dropout" in name or name.endswith("pdrop")]
-    for name in names if dropout is not None else ():
-        setattr(config, name, dropout)
+    for name, value in list(vars(config).items()) if dropout is not None else ():
+        is_switch = isinstance(value, bool)  # ESM's token_dropout
+        if ("dropout" in name or name.endswith("pdrop")) and not is_switch:
+            setattr(config, name, dropout)
 
 
 def save_model(

@@ -5,12 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import (
-    AttentionInterface,
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AttentionInterface, PreTrainedModel
 
 from utils.arguments import InputError
 from utils.data.batching import Segments
@@ -27,6 +22,10 @@ LAST_LAYERS = {
     "qwen3": ("self_attn", "input_layernorm"),
     "gpt_neox": ("attention", "input_layernorm"),
 }
+
+# What layers hand to their attention and it need not heed. All else could change its result, as
+# sinks, soft caps and biases do.
+HARMLESS = {"is_causal", "position_ids", "use_cache", "end_index", "end_segments"}
 
 
 class RowKeys:
@@ -65,19 +64,17 @@ def shared_prefix_attention(
         segments: of the batch.
         row_keys: where the queries are a part of the row, what holds the keys and values of all:
             it is filled if it is empty, and else used in the place of `key` and `value`.
-        kwargs: what layers hand on and is not needed here.
+        kwargs: what layers hand on beside these; it must be HARMLESS, off or None.
 
     Returns:
         float [1, Q, heads, width], and None for the attention weights.
 
     Raises:
-        InputError: the model does not hand `segments` on.
+        InputError: the model does not hand `segments` on, or asks for more than causal attention.
     """
-    if segments is None:
-        raise InputError(
-            f"{type(module).__name__} does not get to know which answers share a prompt: "
-            "give --batch_layout padded"
-        )
+    if reason := _what_packing_breaks(module, segments, kwargs):
+        raise InputError(f"{reason}: give --batch_layout padded")
+    assert segments is not None
     if row_keys is not None:
         if row_keys.kept is None:
             row_keys.kept = key, value
@@ -93,32 +90,6 @@ def shared_prefix_attention(
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)
-
-
-def choose_layout(config: PreTrainedConfig, wanted: str | None) -> tuple[str, list[str]]:
-    """The layout of batches for a model family: packed where it can be.
-
-    Args:
-        config: of the model.
-        wanted: --batch_layout; None: the best.
-
-    Returns:
-        "packed" or "padded", and sentences that say why, where that is not plain.
-
-    Raises:
-        InputError: packed is wanted, but the family cannot.
-    """
-    if wanted == "padded":
-        return wanted, []
-    if reason := _why_not_packed(config):
-        if wanted == "packed":
-            raise InputError(f"--batch_layout packed: {reason}; give --batch_layout padded")
-        return "padded", [f"batches are padded: {reason}"]
-    dropout = getattr(config, "attention_dropout", None) or getattr(config, "attn_pdrop", None)
-    if dropout and torch.cuda.is_available():
-        note = f"the model drops attention weights (p = {dropout}), which the fused kernel cannot: "
-        return "packed", [note + "--dropout 0 is faster"]
-    return "packed", []
 
 
 def score_ends_only(model: PreTrainedModel) -> bool:
@@ -158,26 +129,18 @@ def score_ends_only(model: PreTrainedModel) -> bool:
     return True
 
 
-def _why_not_packed(config: PreTrainedConfig) -> str:
-    """Why a family's answers cannot share their prompt; "" if they can."""
-    family = config.model_type
-    kind = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
-    # Once loaded, a checkpoint's own code stands there, too.
-    if kind is None or not kind.__module__.startswith("transformers."):
-        return f"{family} is not a family of Transformers' own"
-    # Both kernels know causal masks and windows alone, so who supports them needs no more.
-    kernels = kind._supports_flash_attn and kind._supports_sdpa
-    if not (kind._supports_attention_backend and kernels) or kind._is_stateful:
-        return f"{family} does not let its attention be exchanged"
-    if set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
-        return f"not all layers of {family} are attention"
-    if getattr(config, "attn_logit_softcapping", None):
-        return f"{family} caps its attention logits"
-    with torch.device("meta"):
-        model = kind(config)
-    causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
-    if not hasattr(model, "score") or not causal or not all(causal):
-        return f"{family} is not a decoder"
+def _what_packing_breaks(
+    module: torch.nn.Module, segments: Segments | None, kwargs: dict[str, object]
+) -> str:
+    """Why the attention of a layer cannot be that of packed rows; "" if it can."""
+    name = type(module).__name__
+    if segments is None:
+        return f"{name} does not get to know which answers share a prompt"
+    if kwargs.get("is_causal", getattr(module, "is_causal", True)) is False:
+        return f"{name} attends to later tokens, too"
+    for what in sorted(kwargs.keys() - HARMLESS):
+        if kwargs[what] is not None and kwargs[what] is not False:
+            return f"{name} attends with {what}, which packed rows do not know"
     return ""
 
 
