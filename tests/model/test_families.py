@@ -51,8 +51,10 @@ OWN_HEADS = [
 NEIGHBOURS, NO_TEXT = "depend on what else is in the batch", "does not score text alone"
 REFUSED = {
     **dict.fromkeys(("big_bird", "bigbird_pegasus", "canine", "convbert", "fnet"), NEIGHBOURS),
-    **dict.fromkeys(("funnel", "mobilebert", "reformer", "xlnet", "yoso"), NEIGHBOURS),
-    **dict.fromkeys(("lilt", "nystromformer", "t5gemma", "t5gemma2"), NO_TEXT),
+    **dict.fromkeys(
+        ("funnel", "mobilebert", "nystromformer", "reformer", "xlnet", "yoso"), NEIGHBOURS
+    ),
+    **dict.fromkeys(("lilt", "t5gemma", "t5gemma2"), NO_TEXT),
     **dict.fromkeys(("axk2", "doge"), "can depend on what else is in the batch"),
     "layoutlmv2": "no model can be built",  # without detectron2
 }

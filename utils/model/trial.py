@@ -35,7 +35,7 @@ SIZES = {
     HEADS: (
         *("num_attention_heads", "n_head", "n_heads", "num_heads", "linear_num_value_heads"),
         *("encoder_attention_heads", "decoder_attention_heads", "num_self_attention_heads"),
-        *("num_cross_attention_heads", "index_n_heads", "num_query_groups", "num_landmarks"),
+        *("num_cross_attention_heads", "index_n_heads", "num_query_groups"),
         *("num_experts", "num_local_experts", "n_routed_experts", "block_size", "chunk_size"),
         *("local_attn_chunk_length", "lsh_attn_chunk_length"),
     ),
