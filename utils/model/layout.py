@@ -1,4 +1,4 @@
-"""Whether a model family can be scored at all, and in packed batches or padded ones."""
+"""Whether a model's scores are the same in any batch, and in packed ones too."""
 
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
@@ -17,7 +17,6 @@ def choose_layout(
     config: PreTrainedConfig,
     wanted: str | None,
     max_seq_len: int | None = None,
-    new_head: bool = False,
 ) -> tuple[str, list[str]]:
     """The layout of batches for a model: packed where it can be.
 
@@ -28,21 +27,15 @@ def choose_layout(
         config: of the model, its positions fixed (positions.py).
         wanted: --batch_layout; None: the best.
         max_seq_len: tokens of the longest row; None: any number.
-        new_head: whether it will train, which takes a linear head `score`.
 
     Returns:
         "packed" or "padded", and sentences that say why, where that is not plain.
 
     Raises:
-        InputError: the model cannot score text, its scores depend on what else is in the batch,
+        InputError: the model needs more than text, its scores depend on what else is in the batch,
             or it cannot do what is wanted.
     """
     family = config.model_type
-    if type(config) not in FAMILIES and not _has_own_code(config):
-        raise InputError(
-            f"{family} is not a family that Transformers scores text with "
-            "(AutoModelForSequenceClassification): give another --model_name_or_path"
-        )
     for name in PICKED_KEYS:
         if (picked := getattr(config, name, None)) and (max_seq_len or picked + 1) > picked:
             raise InputError(
@@ -54,7 +47,11 @@ def choose_layout(
     if isinstance(trial, str):
         reason = reason or trial
     else:
-        _check_scores(family, trial, new_head)
+        if fault := trial.faults["padded"]:
+            raise InputError(
+                f"the scores of {family} depend on what else is in the batch ({fault}), so they "
+                "would mean nothing: give another --model_name_or_path"
+            )
         reason = reason or trial.faults.get("packed", "")
     if wanted == "padded":
         return wanted, []
@@ -70,14 +67,15 @@ def choose_layout(
 
 
 def _has_own_code(config: PreTrainedConfig) -> bool:
-    """Whether the checkpoint brings the code of its model (--trust_remote_code)."""
-    return "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {})
+    """Whether the model is of a checkpoint's own code, which FAMILIES has too once it is loaded."""
+    kind = FAMILIES.get(type(config), None)
+    return kind is None or not kind.__module__.startswith("transformers.")
 
 
 def _why_not_packed(config: PreTrainedConfig) -> str:
     """What a family says of itself that keeps its answers from sharing their prompt; "" if none."""
     family = config.model_type
-    if type(config) not in FAMILIES:
+    if _has_own_code(config):
         return f"{family} is not a family of Transformers' own"
     kind = FAMILIES[type(config)]
     # Both kernels know causal masks and windows alone, so who supports them needs no more.
@@ -93,48 +91,23 @@ def _try(config: PreTrainedConfig, max_seq_len: int | None, packed: bool) -> Tri
     """Try a small model; where none can be made of the config, say why.
 
     Raises:
-        InputError: the model itself cannot be built either, or it cannot score text.
+        InputError: the family needs more than text.
     """
-    family, own_code = config.model_type, type(config) not in FAMILIES
+    family = config.model_type
     try:
         small_model(config, max_seq_len)
     except Exception as error:  # noqa: BLE001  # any code of a family or a checkpoint runs here
-        reason = f"no small {family} could be tried ({_short(error)})"
-        if own_code:
-            return reason
-        try:
-            with torch.device("meta"):
-                FAMILIES[type(config)](config)
-        except Exception as error:
-            raise InputError(
-                f"{family}: no model can be built from config.json ({_short(error)}): give another "
-                "--model_name_or_path"
-            ) from error
-        return reason
+        return f"no small {family} could be tried ({_short(error)})"
     try:
         return Trial(config, max_seq_len, packed)
     except Exception as error:
         # Random weights may overflow, and code of checkpoints may need a GPU.
-        if own_code or isinstance(error, FloatingPointError):
+        if _has_own_code(config) or isinstance(error, FloatingPointError):
             return f"no small {family} could be tried ({_short(error)})"
         raise InputError(
             f"{family} does not score text alone ({_short(error)}): give another "
             "--model_name_or_path"
         ) from error
-
-
-def _check_scores(family: str, trial: Trial, new_head: bool) -> None:
-    """Raise the InputError of `choose_layout` for what a trial has found."""
-    if new_head and trial.pools_itself:
-        raise InputError(
-            f"{family} has no linear head `score`; expected a causal language model "
-            "(--model_name_or_path)"
-        )
-    if fault := trial.faults["padded"]:
-        raise InputError(
-            f"the scores of {family} depend on what else is in the batch ({fault}), so they would "
-            "mean nothing: give another --model_name_or_path"
-        )
 
 
 def _short(error: Exception) -> str:

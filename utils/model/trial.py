@@ -85,7 +85,11 @@ def small_model(
         torch.default_generator.manual_seed(0)  # no GPU's
         small = shrink(config, max_seq_len)
         model = AutoModelForSequenceClassification.from_config(
-            small, dtype=torch.float32, **options
+            small,
+            dtype=torch.float32,
+            # Without --trust_remote_code there would be no such config.
+            trust_remote_code=not type(config).__module__.startswith("transformers."),
+            **options,
         )
         if getattr(small.get_text_config(), "pad_token_id", None) is None:
             small.get_text_config().pad_token_id = small.pad_token_id = PAD
@@ -182,14 +186,12 @@ class Trial:
         packed: whether packed batches are tried, too.
 
     Attributes:
-        pools_itself: whether the family's head is more than a linear layer (RewardModel).
         faults: of each layout that was tried what is wrong with its scores; "" if they are those
             that the answers have alone.
     """
 
     def __init__(self, config: PreTrainedConfig, max_seq_len: int | None, packed: bool):
         model = RewardModel(small_model(config, max_seq_len))
-        self.pools_itself = model.pools_itself
         text_config = model.model.config.get_text_config()
         rows, padded = (
             _rows(getattr(text_config, "eos_token_id", None)),
@@ -201,7 +203,7 @@ class Trial:
         if not alone.isfinite().all():
             raise FloatingPointError("its scores are not finite")
         self.faults = {"padded": _fault(together, alone)}
-        if packed and self.pools_itself:
+        if packed and model.pools_itself:
             self.faults["packed"] = f"{config.model_type} is not a decoder"
         elif packed:
             small = small_model(config, max_seq_len, attn_implementation=SHARED_PREFIX)
