@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.arguments import InputError
+from utils.arguments import InputError, stop_on_signals
 from utils.training.arguments import parse_training_arguments
 
 # A wrong flag is answered before the seconds that the imports below take.
 if __name__ == "__main__":
+    stop_on_signals()
     ARGS = parse_training_arguments()
 
 import torch
@@ -50,6 +51,7 @@ from utils.training.checkpoint import (
     Progress,
     check_output_dir,
     find_checkpoint,
+    forget_saved_model,
     load_checkpoint,
     remove_foreign_states,
     reshard,
@@ -57,6 +59,7 @@ from utils.training.checkpoint import (
 from utils.training.checks import CheckError, ModelChecks
 from utils.training.duration import estimate_seconds
 from utils.training.engine import build_engine, deepspeed_config, gather_weights, resolve_precision
+from utils.training.folders import check_folders
 from utils.training.log import RunLog, write_arguments
 from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
@@ -79,6 +82,7 @@ def main(args: Namespace) -> None:
     check_output_dir(args)
     distributed.keep_freed_memory()
     device = distributed.initialize(args.local_rank)
+    check_folders(args)
     distributed.log(*resolve_precision(args, device))
     ds_config = deepspeed_config(args, distributed.world_size())
     if args.offload == "nvme":
@@ -109,7 +113,7 @@ def main(args: Namespace) -> None:
         plan = plan_run(args, data, collate, progress, device)
     data.counts.update(tokens_per_epoch=plan.tokens, comparisons_per_epoch=plan.epoch_size)
     if checkpoint:
-        checkpoint.check_run(plan.run, plan.step_size)
+        checkpoint.check_run(plan.run, plan.step_size, plan.said)
     if args.dry_run:
         show_plan(args, ds_config, encoder, data, plan, collate)
         return
@@ -126,9 +130,9 @@ def main(args: Namespace) -> None:
     log = RunLog(args, plan.total_steps, engine.monitor, throughput, progress.step, before)
     checks = ModelChecks(args, data.evaluation, encoder, device)
     save_model = partial(save, args, engine, encoder, data.counts, checks)
-    best = checkpoint.best(args.output_dir) if checkpoint else NO_MODEL
-    run = {"run": plan.run, "batch": plan.step_size}
-    trainer = Trainer(args, engine, device, log, progress, plan.epoch_size, run, save_model, best)
+    best = checkpoint.best(args.output_dir) if checkpoint and args.save_best else NO_MODEL
+    progressing = args, engine, device, log, progress, plan.epoch_size, plan.state()
+    trainer = Trainer(*progressing, save_model, best)
     trainer.train(plan.batches, *plan_evaluation(args, data, eval_collate))
     conclude(args, trainer, checks)
 
@@ -273,6 +277,7 @@ def conclude(args: Namespace, trainer: Trainer, checks: ModelChecks) -> None:
         end = f"at the end it was {trainer.result['accuracy']:.4f}"
         distributed.log(f"kept the model of step {step}{start}: accuracy {accuracy:.4f}, {end}")
     else:
+        forget_saved_model(args)
         trainer.save_model(trainer.result)
     if skipped := trainer.engine.skipped_steps:
         distributed.log(f"{skipped} steps were skipped by the fp16 loss scaler")
@@ -286,6 +291,9 @@ if __name__ == "__main__":
         main(ARGS)
     except SystemExit as stop:
         exit_code = int(stop.code or 0)
+    except KeyboardInterrupt as stop:  # later ones save the training state (Trainer)
+        exit_code = stop.args[0]
+        distributed.log("stopped before the first step; the same command begins again")
     except (InputError, CheckError, FloatingPointError) as error:
         exit_code = 2 if isinstance(error, InputError) else 1
         if distributed.is_first_on_node():

@@ -9,7 +9,6 @@
 """
 
 import argparse
-import json
 import os
 import sys
 from collections import deque
@@ -18,10 +17,11 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from utils.arguments import InputError
+from utils.arguments import InputError, stop_on_signals
 from utils.evaluation.arguments import parse_evaluation_arguments
 
 if __name__ == "__main__":
+    stop_on_signals()
     # A wrong flag is answered before the seconds that the imports below take.
     ARGS = parse_evaluation_arguments()
 
@@ -33,6 +33,7 @@ from utils import distributed
 from utils.data.batching import make_collator
 from utils.data.chat_templates import fix_date
 from utils.data.column_map import parse_columns
+from utils.data.sources import source_names
 from utils.data.streaming import Stream, open_benchmark, open_stream
 from utils.data.tokenization import (
     ComparisonTokenizer,
@@ -43,14 +44,13 @@ from utils.data.tokenization import (
 from utils.evaluation.benchmarks import BENCHMARKS
 from utils.evaluation.compare import compare, print_comparison, write_comparison
 from utils.evaluation.metrics import Tallies
+from utils.evaluation.output import begin_output, check_output_dir, chosen_form
 from utils.evaluation.prompts import ask, given_prompts, score_prompts
 from utils.evaluation.records import (
+    FORMS,
     Form,
     LineFile,
     RowCounts,
-    as_pair,
-    as_scores,
-    best_of_n,
     score_records,
     score_windows,
 )
@@ -60,8 +60,7 @@ from utils.model import hub
 from utils.model.layout import choose_layout
 from utils.model.positions import fix_positions
 from utils.model.reward_model import check_head
-
-FORMS = {"best_of_n": best_of_n, "as_pairs": as_pair, "as_scores": as_scores}
+from utils.places import check_folder
 
 
 def main(args: argparse.Namespace) -> None:
@@ -93,6 +92,8 @@ def main(args: argparse.Namespace) -> None:
     # Rows before the model: what is wrong with them shows at once.
     streams = open_streams(args, encoder)
     prompts = [] if streams or args.interactive else given_prompts(args, encoder)
+    if args.output_dir:
+        check_output_dir(args, encoder)
     scorer = load_scorer(args, config, encoder, device)
     if streams:
         score_streams(args, scorer, streams)
@@ -105,6 +106,8 @@ def main(args: argparse.Namespace) -> None:
 def compare_models(args: argparse.Namespace) -> None:
     """Print two evaluations side by side, and write that if there is a folder."""
     before = Path(args.output_dir or "") / "compare.json"
+    if args.output_dir:
+        check_folder(args.output_dir, "--output_dir")
     if args.output_dir and before.exists() and not args.overwrite_output_dir:
         raise InputError(
             f"{args.output_dir}: holds a comparison already: give --overwrite_output_dir to "
@@ -227,9 +230,13 @@ def open_streams(args: argparse.Namespace, encoder: ComparisonTokenizer) -> list
             )
         return open_benchmark(path, benchmark.split, benchmark.read, benchmark.files)
     columns, chat = parse_columns(args.columns), encoder.settings.apply_chat_template
-    streams = [open_stream(path, args.format, columns, chat) for path in args.data_path or ()]
+    paths = args.data_path or ()
+    streams = [
+        open_stream(path, args.format, columns, chat, name)
+        for path, name in zip(paths, source_names(paths), strict=True)
+    ]
     # Where data goes to standard output, nothing else does.
-    to_output = any(getattr(args, form) for form in FORMS) and not args.output_dir
+    to_output = chosen_form(args) is not None and not args.output_dir
     with redirect_stdout(sys.stderr) if to_output else nullcontext():
         distributed.log(*(stream.note for stream in streams))
     return streams
@@ -237,54 +244,18 @@ def open_streams(args: argparse.Namespace, encoder: ComparisonTokenizer) -> list
 
 def score_streams(args: argparse.Namespace, scorer: Scorer, streams: list[Stream]) -> None:
     """Score all rows and write what was asked for: data made with the scores, or a report."""
-    form = next((name for name in FORMS if getattr(args, name)), None)
-    name = f"{form or 'scores'}.jsonl"
-    path = prepare_output_dir(args, scorer, name) / name if args.output_dir else None
-    if form:
-        # Where the data goes to standard output, nothing else does.
-        output = sys.stdout
-        with nullcontext() if path else redirect_stdout(sys.stderr):
-            make_data(scorer, streams, FORMS[form], LineFile(path, args.resume, output))
-    else:
-        evaluate(args, scorer, streams, LineFile(path, args.resume))
-
-
-def prepare_output_dir(args: argparse.Namespace, scorer: Scorer, name: str) -> Path:
-    """Make the folder for the file `name`, and note what is being done.
-
-    Raises:
-        InputError: there is an evaluation already, or --resume with other settings than its.
-    """
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    flags = (
-        *("model_name_or_path", "data_path", "format", "columns", "benchmark", "label", "dtype"),
-        *("normalize", "chat_template", "chat_template_date"),
-    )
-    asked = {f"--{flag}": getattr(args, flag) for flag in flags}
-    asked |= {"file": name, "text settings": asdict(scorer.encoder.settings)}
-    note = folder / "evaluation_args.json"
-    before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else None
-    if args.resume and before is not None:
-        for what, value in asked.items():
-            if before.get(what) != value:
-                raise InputError(
-                    f"{folder}: cannot go on, {what} was {before.get(what)} and is {value}: give "
-                    "the same flags as before, or another --output_dir"
-                )
-    elif not args.overwrite_output_dir and (before is not None or (folder / name).exists()):
-        raise InputError(
-            f"{folder}: holds an evaluation already: give --resume to go on with it, "
-            "--overwrite_output_dir to replace it, or another --output_dir"
-        )
-    distributed.barrier()  # every rank has looked
-    if distributed.is_main():
-        for old in (folder / name, *folder.glob("report.*"), *folder.glob("*.png")):
-            if not args.resume:
-                old.unlink(missing_ok=True)
-        note.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
-    distributed.barrier()
-    return folder
+    form = chosen_form(args)
+    path = begin_output(args, scorer.encoder) if args.output_dir else None
+    file = LineFile(path, args.resume, sys.stdout if form else None)
+    try:
+        if form:
+            # Where the data goes to standard output, nothing else does.
+            with nullcontext() if path else redirect_stdout(sys.stderr):
+                make_data(scorer, streams, FORMS[form], file)
+        else:
+            evaluate(args, scorer, streams, file)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(*stop.args, file.state()) from None
 
 
 def make_data(scorer: Scorer, streams: list[Stream], form: Form, file: LineFile) -> None:
@@ -343,9 +314,10 @@ if __name__ == "__main__":
         if distributed.is_first_on_node():
             print(f"error: {error}", file=sys.stderr)
         exit_code = 2
-    except KeyboardInterrupt:
-        print("stopped; what was scored is saved, --resume goes on", file=sys.stderr)
-        exit_code = 130
+    except KeyboardInterrupt as stop:
+        exit_code, *saved = stop.args
+        if distributed.is_main():
+            print(f"stopped; {' '.join(saved) or 'nothing was written'}", file=sys.stderr)
     if distributed.world_size() > 1:
         distributed.leave(exit_code)
     sys.exit(exit_code)

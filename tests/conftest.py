@@ -176,7 +176,11 @@ def start_command(*words) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen, timeout: int = 300) -> subprocess.CompletedProcess:
+# Seconds that nothing takes, however busy the machine is: what is not done by then hangs.
+TOO_LONG = 1800
+
+
+def finish(process: subprocess.Popen, timeout: int = TOO_LONG) -> subprocess.CompletedProcess:
     """Wait for a command; nothing of it outlives the call."""
     try:
         output, errors = process.communicate(timeout=timeout)
@@ -186,7 +190,7 @@ def finish(process: subprocess.Popen, timeout: int = 300) -> subprocess.Complete
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def run_command(*words, timeout: int = 300) -> subprocess.CompletedProcess:
+def run_command(*words, timeout: int = TOO_LONG) -> subprocess.CompletedProcess:
     """Run a command of the project to its end."""
     return finish(start_command(*words), timeout)
 

@@ -11,7 +11,7 @@ from utils.evaluation.arguments import parse_evaluation_arguments
 from utils.evaluation.model_card import ARGUMENTS
 from utils.training import arguments
 from utils.training.arguments import SCHEDULERS, parse_training_arguments, training_parser
-from utils.training.plan import IDENTITY
+from utils.training.plan import FREE, IDENTITY, SAID, SIZES
 
 # Every flag of DeepSpeed-Chat's step 2, as its users type them.
 DEEPSPEED_CHAT = """--data_path Dahoas/rm-static Dahoas/full-hh-rlhf --data_split 2,4,4
@@ -235,6 +235,13 @@ def test_a_run_and_its_model_card_name_every_flag_of_the_loss():
     names = {action.dest for action in group._group_actions}
     assert {"loss", "margin"} < names
     assert names <= set(IDENTITY) and names <= set(ARGUMENTS)
+
+
+def test_every_flag_has_one_meaning_for_a_run_that_goes_on():
+    """Refused, said, compared as a size, or free: no flag changes what trains in silence."""
+    flags = {action.dest for action in training_parser()._actions} - {"help"}
+    classes = [*IDENTITY, *SAID, *SIZES, *FREE]
+    assert sorted(classes) == sorted(flags)
 
 
 def write_config(folder, values, name="config.yaml"):

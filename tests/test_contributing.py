@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TOO_LONG
 from tests.test_layout import MAY_IMPORT
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ def sections(level: int) -> dict[str, str]:
 def run(command: list, folder: Path, **options) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    options |= {"cwd": folder, "env": environment, "text": True, "timeout": 300}
+    options |= {"cwd": folder, "env": environment, "text": True, "timeout": TOO_LONG}
     done = subprocess.run(command, capture_output=True, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done

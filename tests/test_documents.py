@@ -12,6 +12,7 @@ import yaml
 
 from tests.conftest import (
     ROOT,
+    TOO_LONG,
     free_port,
     make_pairs,
     save_language_model,
@@ -137,7 +138,7 @@ def test_block_of_the_readme_runs(workspace, environment, block):
         assert block["language"] == "bash"
         command = ["bash", "-euo", "pipefail", "-c", text]
     done = subprocess.run(
-        command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=600
+        command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=TOO_LONG
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     if "expected_time.py" in text:
@@ -221,7 +222,7 @@ def test_the_file_tree_is_that_of_the_project():
 def test_help_and_bad_flags_load_nothing_heavy(program, words):
     """Importing torch or transformers takes seconds; the answer should come at once."""
     command = [sys.executable, "-X", "importtime", program, *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TOO_LONG)
     assert done.returncode == (0 if words == ["--help"] else 2), done.stderr
     imported = set(re.findall(r"\| +(\S+)$", done.stderr, re.MULTILINE))
     assert "argparse" in imported

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import (
     ROOT,
+    TOO_LONG,
     finish,
     free_port,
     make_pairs,
@@ -182,12 +183,12 @@ def test_a_signal_to_the_sweep_reaches_the_run(pretended, tmp_path, monkeypatch,
     monkeypatch.setenv("ACT", f"python {tmp_path / 'worker.py'} & wait")
     process = start_command(*words)
     log = tmp_path / "sweep" / "stage0-offload_no-lr1e-5" / "training.log"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + TOO_LONG
     while not (log.exists() and "waiting" in log.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(number)
-    done = finish(process, timeout=30)
+    done = finish(process)
     assert done.returncode == code
     assert log.read_text() == "waiting\nsaved\n"
     assert len(read_calls()) == 1

@@ -1,9 +1,12 @@
 """What the command lines of main.py and rw_eval.py share."""
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from types import FrameType, TracebackType
 
 try:
     import yaml
@@ -20,6 +23,30 @@ class InputError(Exception):
     """
 
 
+def stop_on_signals() -> None:
+    """Let SIGTERM and Ctrl-C raise KeyboardInterrupt with the exit code, 128 + the signal's number.
+
+    A program that does not catch it, since it is still being loaded, ends with a line.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers repeat it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
+        raise KeyboardInterrupt(128 + number)
+
+    def end(kind: type, error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+            return
+        if os.environ.get("RANK", "0") == "0":
+            print("stopped while it was loading; nothing was done", file=sys.stderr, flush=True)
+        os._exit(error.args[0] if error.args else 130)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    sys.excepthook = end
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one to show, and N for a whole number, X for any."""
 
@@ -30,6 +57,23 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_default_metavar_for_optional(self, action):
         return {int: "N", float: "X"}.get(action.type, action.dest.rsplit("_")[-1].upper())
+
+
+def user_path(text: str) -> str:
+    """The type of flags that take a path or a name of the hub: a leading ~ is the home folder.
+
+    Raises:
+        argparse.ArgumentTypeError: no file can be called so, or there is no such user.
+    """
+    path = os.path.expanduser(text)
+    if "\0" in path:
+        raise argparse.ArgumentTypeError(f"{text!r} has a NUL byte, which no path has")
+    if path.startswith("~") and not os.path.lexists(path):
+        raise argparse.ArgumentTypeError(
+            f"{text} begins with ~, but there is no such user; expected ~/... for the home "
+            "folder, or ./~... for a name that begins so"
+        )
+    return path
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -46,6 +90,7 @@ class FlagParser(argparse.ArgumentParser):
         )
         self.add_argument(
             "--config",
+            type=user_path,
             metavar="FILE",
             help=f"YAML or JSON file with flags, {config}; flags given here win over the file, "
             "the file over defaults",
@@ -55,7 +100,7 @@ class FlagParser(argparse.ArgumentParser):
         """Parse the words of a command line (None: the process's); exit with code 2 on bad ones."""
         given = sys.argv[1:] if argv is None else argv
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        finder.add_argument("--config")
+        finder.add_argument("--config", type=user_path)
         path = finder.parse_known_args(given)[0].config
         words = self._read_config(path) if path else []
         args, unknown = self.parse_known_args(words + given)

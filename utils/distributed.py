@@ -166,6 +166,15 @@ def from_main(value: T) -> T:
     return values[0]
 
 
+def first_of_all(value: T | None) -> T | None:
+    """The first value of a rank that has one, in their order; every rank gets it."""
+    values: list[T | None] = [value]
+    if dist.is_initialized():
+        values = [None] * world_size()
+        dist.all_gather_object(values, value)
+    return next((one for one in values if one is not None), None)
+
+
 def gather_on_main(value: T) -> list[T]:
     """What each rank holds, in their order, on the first rank; nothing on the others."""
     if not dist.is_initialized():

@@ -1,8 +1,10 @@
 import io
 import itertools
 import json
+import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from utils.training.checkpoint import (
     reshard,
     save_checkpoint,
 )
+from utils.training.plan import plan_stream
 
 CPU = torch.device("cpu")
 RUN = {"--seed": 1234, "training comparisons": 10}
@@ -51,8 +54,8 @@ def arguments(tmp_path):
     return parse
 
 
-def save(args, step):
-    others = {"log": {"lines": [{"step": step}]}, "run": RUN, "batch": 4}
+def save(args, step, **more):
+    others = {"log": {"lines": [{"step": step}]}, "run": RUN, "batch": 4, **more}
     return save_checkpoint(Engine(step), args, Progress(step, step // 3, step % 3), **others)
 
 
@@ -238,6 +241,52 @@ def test_a_state_of_another_run_is_refused(arguments, capsys):
     for name, value in (("--seed", 7), ("training comparisons", 11)):
         with pytest.raises(InputError, match=f"step_3 .*with {name} {RUN[name]}, .* has {value}:"):
             checkpoint.check_run({**RUN, name: value}, batch=4)
+
+
+def test_what_trains_otherwise_from_here_on_is_said(arguments, capsys):
+    args = arguments("--resume_from_checkpoint", "latest")
+    folder = save(args, 3, flags={"--max_steps": 100, "--max_seq_len": 64})
+    checkpoint = find_checkpoint(args, CPU)
+    capsys.readouterr()
+    same = {"--max_steps": (100, "longer"), "--max_seq_len": (64, "other tokens")}
+    checkpoint.check_run(RUN, 4, same)
+    assert capsys.readouterr().out == ""
+    checkpoint.check_run(RUN, 4, same | {"--max_steps": (200, "the rate follows")})
+    assert capsys.readouterr().out == "--max_steps was 100 and is 200: the rate follows\n"
+    # A state of an earlier version, without some entries: it goes on, and says what it cannot know.
+    checkpoint.check_run({**RUN, "--dropout": 0.1}, 4, {**same, "--format": (None, "data")})
+    said = capsys.readouterr().out
+    assert f"{folder} is older than this version and does not say --dropout, --format:" in said
+
+
+def test_every_class_of_flags_reaches_the_check(arguments, capsys):
+    """The values that a run is saved with, against those of another command line."""
+    plan = partial(plan_stream, sources=(), weights=None, collate=None, progress=Progress())
+    stream = ("--streaming", "--eval_data_path", "e", "--max_steps", 9, "--dtype", "fp32")
+    before = plan(arguments(*stream))
+    flags = {name: value for name, (value, _) in before.said.items()}
+    folder = save(arguments(), 3, run=before.run, batch=before.step_size, flags=flags)
+    checkpoint = find_checkpoint(arguments("--resume_from_checkpoint", folder), CPU)
+    for words in (
+        ("--lr_scheduler_type", "linear"),
+        ("--num_warmup_steps", 2),
+        ("--warmup_ratio", 0.1),
+        ("--max_grad_norm", 3.0),
+        ("--dropout", 0.1),
+    ):
+        after = plan(arguments(*stream, *words))
+        with pytest.raises(InputError, match=f"with {words[0]} .*, but this run has {words[1]}"):
+            checkpoint.check_run(after.run, after.step_size, after.said)
+    for words, said in (
+        (("--max_steps", 20), "--max_steps was 9 and is 20: the learning rate follows"),
+        (("--num_train_epochs", 2), "--num_train_epochs was 1 and is 2: the learning rate follows"),
+        (("--gradient_accumulation_steps", 2), "a step had 16 comparisons .* and has 32 now"),
+        (("--per_device_eval_batch_size", 7), "^$"),
+    ):
+        after = plan(arguments(*stream, *words))
+        capsys.readouterr()
+        checkpoint.check_run(after.run, after.step_size, after.said)
+        assert re.match(said, capsys.readouterr().out)
 
 
 MODEL = ["config.json", "model.safetensors"]

@@ -21,7 +21,7 @@ from utils.data.sampling import Grouping, Mixture, TrainingPlan, evaluation_plan
 from utils.evaluation.scoring import Sources
 from utils.model.reward_model import RewardModel
 from utils.training.arguments import parse_training_arguments
-from utils.training.checkpoint import NO_MODEL, Progress, find_checkpoint
+from utils.training.checkpoint import NO_MODEL, Progress, find_checkpoint, forget_saved_model
 from utils.training.log import RunLog
 from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
@@ -173,7 +173,7 @@ def train(folder, engine, *words, eval_batch=4, mixture=None):
         (folder / "config.json").touch()
 
     run = {"run": {}, "batch": 4}
-    best = checkpoint.best(str(folder)) if checkpoint else NO_MODEL
+    best = checkpoint.best(str(folder)) if checkpoint and args.save_best else NO_MODEL
     trainer = Trainer(args, engine, CPU, log, progress, plan.epoch_size, run, save_model, best)
     collate = PaddedCollator(1, inputs=loss_inputs(args))
     batches = load_batches(TRAIN, plan, collate)
@@ -318,6 +318,32 @@ def test_the_best_model_counts_only_where_it_is(tmp_path):
         trainer = train(folder, engine, *words, "--resume_from_checkpoint", state)
         assert [step for step, _ in engine.models] == ([2, 3] if elsewhere else [])
         assert trainer.best == ((3 / 4, 3) if elsewhere else (1, 0))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_model_that_save_best_did_not_choose_is_not_the_best(tmp_path, capsys, older):
+    """The run began without --save_best; its last model stands in the folder."""
+    words = ["--eval_interval", 1, "--save_interval", 1]
+    train(tmp_path, Engine(script=[4, 4, 2, 2]), *words, "--max_steps", 3)
+    (tmp_path / "config.json").touch()  # main.py saves the last one, of 2 right pairs
+    if older:
+        for path in tmp_path.glob("checkpoints/*/state.json"):
+            state = json.loads(path.read_text())
+            del state["saved_model"]
+            path.write_text(json.dumps(state))
+    capsys.readouterr()
+    engine = Engine(script=[2, 1, 3, 0])
+    trainer = train(tmp_path, engine, *words, "--save_best", *AGAIN)
+    assert f"{tmp_path}, so it counts as none" in capsys.readouterr().out
+    assert [step for step, _ in engine.models] == [3, 5]
+    assert trainer.best == (3 / 4, 5)
+
+    # The other way round: where the last model replaces the best one, no later run counts that.
+    where = ["--model_name_or_path", "m", "--output_dir", str(tmp_path)]
+    args = parse_training_arguments([*where, *AGAIN])
+    assert find_checkpoint(args, CPU).best(str(tmp_path)) == (3 / 4, 5)
+    forget_saved_model(args)
+    assert find_checkpoint(args, CPU).best(str(tmp_path)) == NO_MODEL
 
 
 def test_a_signal_before_the_first_step_and_a_kill_keep_the_state(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from datetime import date
 
-from utils.arguments import InputError, require
+from utils.arguments import InputError, require, user_path
 from utils.data.formats import LAYOUTS
 from utils.data.sources import parse_sources
 
@@ -12,6 +12,7 @@ def add_data(parser) -> None:
     add = parser.add_argument_group("data").add_argument
     add(
         "--data_path",
+        type=user_path,
         nargs="+",
         default=["Dahoas/rm-static"],
         help="training comparisons: JSON, JSONL, Parquet or CSV files (also .gz), folders with "
@@ -20,6 +21,7 @@ def add_data(parser) -> None:
     )
     add(
         "--eval_data_path",
+        type=user_path,
         nargs="+",
         help="evaluation comparisons (of a folder or hub name the test or validation split, if it "
         "has one); without it that split of --data_path, else prompts held out from it. Prompts "
@@ -40,7 +42,11 @@ def add_data(parser) -> None:
     add_format(add, tuple(LAYOUTS))
     add_columns(add)
     add = parser.add_argument_group("tokenised data").add_argument
-    add("--data_output_path", help="where tokenised data is cached (default: datasets' own cache)")
+    add(
+        "--data_output_path",
+        type=user_path,
+        help="where tokenised data is cached (default: datasets' own cache)",
+    )
     add("--num_workers", type=int, default=1, help="processes that tokenise")
     add(
         "--streaming",
@@ -136,6 +142,7 @@ def add_chat_template(parser) -> None:
     add = parser.add_argument_group("chat template").add_argument
     add(
         "--chat_template",
+        type=user_path,
         metavar="FILE",
         help="file with a Jinja template that renders messages instead of the tokenizer's own; "
         "main.py saves it with the model",

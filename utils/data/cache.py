@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -41,6 +42,7 @@ from utils.data.column_map import ColumnMap
 from utils.data.comparison import Comparison
 from utils.data.files import RawRow, Rows, parse_row
 from utils.data.tokenization import MALFORMED, ComparisonTokenizer, dropped_row
+from utils.places import check_folder, why_not_written
 
 INTEGERS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
@@ -73,6 +75,7 @@ SCHEMA = pa.schema(
 # A piece of work ends at whichever comes first, so that memory is bounded for rows of any size.
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 8 * 2**20
+CACHE_FLAG = "--data_output_path"
 # Whatever in the code changes the tokens is a part of the key.
 CODE = (
     *(chat_templates, column_map, comparison, conversations, files, formats, messages, readers),
@@ -160,21 +163,30 @@ def tokenize(
         A row for each row of the source, with the columns of SCHEMA.
 
     Raises:
-        InputError: a file cannot be read.
+        InputError: a file cannot be read, or the folder cannot be written to.
     """
     cache = Path(folder or Path(datasets.config.HF_DATASETS_CACHE) / "tokenized")
     name = re.sub(r"[^\w.-]", "_", encoder.source)[-60:]
     file = cache / f"{name}-{_key(rows, encoder)}.arrow"
     if not file.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{file}.lock"):
-            if not file.exists():  # nor did another run write it while this one waited
-                partial = file.with_suffix(".partial")
-                with pa.OSFile(str(partial), "wb") as out, pa.ipc.new_stream(out, SCHEMA) as writer:
-                    for batch in _encode_all(rows, encoder, num_workers):
-                        writer.write_batch(batch)
-                os.replace(partial, file)
+        check_folder(cache, CACHE_FLAG)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(f"{file}.lock"):
+                if not file.exists():  # nor did another run write it while this one waited
+                    _write(file, _encode_all(rows, encoder, num_workers))
+        except OSError as error:  # of a row that cannot be read there is an InputError
+            raise InputError(f"{CACHE_FLAG} {cache}: {why_not_written(error, cache)}") from error
     return datasets.Dataset.from_file(str(file))
+
+
+def _write(file: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    """Put a file in place when it is complete."""
+    partial = file.with_suffix(".partial")
+    with pa.OSFile(str(partial), "wb") as out, pa.ipc.new_stream(out, SCHEMA) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    os.replace(partial, file)
 
 
 def _encode_all(
@@ -220,6 +232,8 @@ _encoder: Encoder  # of a process that tokenises
 
 
 def _set_encoder(encoder: Encoder) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     global _encoder
     _encoder = encoder
 

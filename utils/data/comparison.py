@@ -4,6 +4,7 @@ import os
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 
@@ -105,7 +106,12 @@ def check_text(name: str, value: object, limit: int = MAX_CHARACTERS) -> str:
 
 
 def check_number(name: str, value: object, least: float = -LARGEST, most: float = LARGEST) -> float:
-    """A finite number that float32 holds, as it is; ValueError if it is none or out of range."""
+    """A finite number that float32 holds, as it is; ValueError if it is none or out of range.
+
+    A Decimal, as tables may hold, becomes a float.
+    """
+    if isinstance(value, Decimal):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         expected = "a finite number"
     elif not -LARGEST <= value <= LARGEST:  # NaN is in no range

@@ -1,19 +1,26 @@
 """Rows on disk or on the hub, by split, one after another: nothing here knows what they mean."""
 
 import codecs
+import glob
 import gzip
 import hashlib
 import io
 import json
 import os
 import re
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas
+import pyarrow as pa
+import pyarrow.parquet
 
 from utils.arguments import InputError
 from utils.data.formats import TEXT_COLUMNS
@@ -21,6 +28,7 @@ from utils.data.formats import TEXT_COLUMNS
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 EXPECTED = f"expected a file that ends in {', '.join(BUILDERS)} (or .gz)"
 
+CSV_ROWS, PARQUET_ROWS = 10_000, 1000  # that are held at once
 MAX_ROW_BYTES = 16 * 2**20  # a line that is longer is not held in memory
 PEEK = 100  # rows that are looked at to find the columns
 
@@ -29,6 +37,7 @@ UNREADABLE = (
     OSError,
     ValueError,
     RuntimeError,
+    OverflowError,
     StopIteration,
     EOFError,
     zlib.error,
@@ -89,13 +98,16 @@ class Rows:
         return find_columns(islice(self, PEEK), self.path)
 
     def fingerprint(self) -> str:
-        """A hash of the content."""
+        """A hash of the content; InputError if it cannot be read."""
         if self.table is not None:
             return self.table._fingerprint
         digest = hashlib.blake2b(digest_size=16)
         for path in self.files:
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
+            try:
+                with open(path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "blake2b").digest())
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read: {error.strerror}") from error
         return digest.hexdigest()
 
 
@@ -137,6 +149,10 @@ def open_splits(
         if builder is None:
             raise InputError(f"{path}: {EXPECTED}")
         return {"train": Rows(path, (path,), texts=(*TEXT_COLUMNS, *texts))}
+    if os.path.islink(path) and not os.path.exists(path):
+        raise InputError(f"{path}: is a link to {os.readlink(path)}, which is not there")
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise InputError(f"{path}: is a device or the like; expected a file or folder")
     if not os.path.exists(path) and (builder or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)):
         raise InputError(f"{path}: no such file or folder (--data_path, --eval_data_path)")
     try:
@@ -177,8 +193,12 @@ def train_and_test(
 
 def _open_folder(path: str, texts: tuple[str, ...]) -> dict[str, Rows]:
     """datasets knows which files of a folder belong to which split."""
-    found = datasets.load_dataset_builder(path).config.data_files
-    files = {str(split): tuple(map(str, names)) for split, names in found.items()}
+    with _plainly_named(path) as place:
+        found = datasets.load_dataset_builder(place).config.data_files
+    files = {
+        str(split): tuple(str(Path(path, os.path.relpath(name, place))) for name in names)
+        for split, names in found.items()
+    }
     for name in chain(*files.values()):
         if _builder(name) is None:
             raise InputError(f"{name}: {EXPECTED}")
@@ -194,10 +214,42 @@ def _read_file(path: str, texts: tuple[str, ...]) -> Iterator[RawRow]:
     if builder == "json":
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
             yield from _json_rows(file, path)
-    else:
-        as_text = {"keep_default_na": False, "converters": dict.fromkeys(texts, str)}
-        options = as_text if builder == "csv" else {}
-        yield from _load_dataset(builder, data_files=path, streaming=True, **options)["train"]
+        return
+    with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+        yield from _csv_rows(file, texts) if builder == "csv" else _parquet_rows(file)
+
+
+def _csv_rows(file: io.BufferedIOBase, texts: tuple[str, ...]) -> Iterator[dict]:
+    as_text = {"keep_default_na": False, "converters": dict.fromkeys(texts, str)}
+    for rows in pandas.read_csv(file, chunksize=CSV_ROWS, **as_text):
+        yield from pa.Table.from_pandas(rows, preserve_index=False).to_pylist()
+
+
+def _parquet_rows(file: io.BufferedIOBase) -> Iterator[dict]:
+    for batch in pyarrow.parquet.ParquetFile(file).iter_batches(PARQUET_ROWS):
+        try:
+            rows = batch.to_pylist()
+        except OverflowError:  # Python's dates end with the year 9999
+            columns = [c.cast(pa.string()) if pa.types.is_temporal(c.type) else c for c in batch]
+            rows = pa.RecordBatch.from_arrays(columns, batch.schema.names).to_pylist()
+        yield from rows
+
+
+@contextmanager
+def _plainly_named(folder: str) -> Iterator[str]:
+    """The folder's real place; or links to its files, where datasets would take its name for a
+    pattern or a chain of places."""
+    real = os.path.realpath(folder)
+    if not (glob.has_magic(real) or "::" in real or "://" in real):
+        yield real
+        return
+    with tempfile.TemporaryDirectory() as place:
+        for parent, _, names in os.walk(real):
+            copy = os.path.join(place, os.path.relpath(parent, real))
+            os.makedirs(copy, exist_ok=True)
+            for name in names:
+                os.symlink(os.path.join(parent, name), os.path.join(copy, name))
+        yield place
 
 
 def _load_dataset(*words: str | None, **options: Any) -> Any:

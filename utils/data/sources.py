@@ -136,6 +136,7 @@ def _read_yaml(file: Path) -> list[Source]:
             raise InputError(
                 f"{file}: entry {number} has {', '.join(unknown)}; known are {', '.join(known)}"
             )
+        entry["path"] = os.path.expanduser(entry["path"])
         if (beside := file.parent / entry["path"]).exists():
             entry["path"] = str(beside)  # a path is meant from where the file is
         if "columns" in entry:
@@ -144,11 +145,15 @@ def _read_yaml(file: Path) -> list[Source]:
     return sources
 
 
-def _named(sources: list[Source]) -> list[Source]:
-    """Sources with a name each: the file's, or where two would share it, the whole path."""
-    short = [source_name(source.path) for source in sources]
+def source_names(paths: Sequence[str]) -> list[str]:
+    """As `source_name` of each, or where two would share one, their whole paths."""
+    short = [source_name(path) for path in paths]
     often = Counter(short)
-    return [
-        replace(source, name=source.name or (name if often[name] == 1 else source.path[-MAX_NAME:]))
-        for source, name in zip(sources, short, strict=True)
-    ]
+    named = zip(paths, short, strict=True)
+    return [name if often[name] == 1 else path[-MAX_NAME:] for path, name in named]
+
+
+def _named(sources: list[Source]) -> list[Source]:
+    names = source_names([source.path for source in sources])
+    named = zip(sources, names, strict=True)
+    return [replace(source, name=source.name or name) for source, name in named]

@@ -62,6 +62,7 @@ def open_stream(
     layout: str | None = None,
     columns: ColumnMap | None = None,
     chat: bool = False,
+    name: str | None = None,
 ) -> Stream:
     """Open what --data_path names; of a folder or hub name the test split, if it has one.
 
@@ -70,6 +71,7 @@ def open_stream(
         layout: name of the layout (formats.py); None: found by the columns.
         columns: new names of columns; None: as they are.
         chat: whether text prompts become messages (--apply_chat_template).
+        name: of rows that name no source; None: the file's.
 
     Raises:
         InputError: it cannot be read, or its columns are not understood.
@@ -84,7 +86,7 @@ def open_stream(
     train, test = train_and_test(open_splits(path, streaming=True, texts=texts), path)
     rows = train if test is None else test
     reading = plan_reading(rows, path, columns, layout, ranked=False, chat=chat)
-    return Stream(path, source_name(path), rows, *reading)
+    return Stream(path, name or source_name(path), rows, *reading)
 
 
 def open_benchmark(path: str, split: str | None, read: Reader, files: str = "*") -> list[Stream]:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from utils.arguments import FlagParser, InputError, add_layout, require
+from utils.arguments import FlagParser, InputError, add_layout, require, user_path
 from utils.data.arguments import add_chat_template, add_columns, add_format
 from utils.data.column_map import parse_columns
 from utils.data.formats import FORMATS
@@ -32,7 +32,7 @@ def parse_evaluation_arguments(argv: list[str] | None = None) -> argparse.Namesp
 
 def _add_model(parser):
     add = parser.add_argument_group("model").add_argument
-    add("--model_name_or_path", help="folder or hub name of the reward model")
+    add("--model_name_or_path", type=user_path, help="folder or hub name of the reward model")
     add("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the model")
     add(
         "--device_map",
@@ -68,6 +68,7 @@ def _add_input(parser):
     )
     add(
         "--data_path",
+        type=user_path,
         nargs="+",
         help="files, folders or hub names with comparisons, in any layout that main.py takes, or "
         "with prompt and response(s) that nobody ranked; - reads JSON lines from standard input",
@@ -86,6 +87,7 @@ def _add_evaluation(parser):
     )
     add(
         "--compare",
+        type=user_path,
         nargs=2,
         metavar=("DIR_A", "DIR_B"),
         help="put two evaluations side by side (the folders of two --output_dir on the same data) "
@@ -105,6 +107,7 @@ def _add_output(parser):
     add = group.add_argument
     add(
         "--output_dir",
+        type=user_path,
         help="folder for scores.jsonl (one line a row), report.md, report.json and pictures",
     )
     add("--overwrite_output_dir", action="store_true", help="replace the evaluation in it")

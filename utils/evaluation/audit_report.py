@@ -13,6 +13,7 @@ from utils.data.audit import Audit, Matches
 from utils.evaluation.audit_findings import Finding, find_findings
 from utils.evaluation.audit_plots import draw_audit
 from utils.evaluation.tables import (
+    TOTAL,
     Layout,
     TextTable,
     figure,
@@ -203,11 +204,14 @@ def audit_results(audit: Audit) -> list[dict]:
             name: np.bincount(one.path, minlength=len(parts)).tolist()
             for name, one in matches.items()
         }
+        total = f"{TOTAL} ({side})"
         if len(parts) > 1:
-            parts.append((f"all ({side})", audit.total(side)))
+            parts.append((total, audit.total(side)))
             counts = {name: [*count, sum(count)] for name, count in counts.items()}
         for number, (path, figures) in enumerate(parts):
-            if path in [result["path"] for result in results]:
+            is_total = number == len(sources)
+            taken = [result["path"] for result in results]
+            if path in taken or (path == total and not is_total):
                 path = f"{path} ({side}, {number + 1})"
             own = {name: count[number] for name, count in counts.items()}
             results.append({"path": path, "side": side, **figures.results(), **own})

@@ -4,7 +4,7 @@ import json
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from utils.evaluation.tables import (
     markdown_code,
     markdown_table,
     print_table,
+    with_total,
     write_whole,
 )
 
@@ -101,8 +102,7 @@ def compare(folder_a: str | Path, folder_b: str | Path) -> dict:
         source: np.frombuffer(counts[source], dtype=np.int64).reshape(-1, COUNTS)
         for source in sorted(counts)
     }
-    if len(rows) > 1:
-        rows["all"] = np.concatenate(list(rows.values()))
+    rows = with_total(rows, partial(np.concatenate, list(rows.values())))
     return {
         "a": str(folder_a),
         "b": str(folder_b),

@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 from utils.data.batching import Batch
 from utils.evaluation.columns import Columns, portions, read_columns
 from utils.evaluation.estimates import Clusters, Moments, Sample, best_temperature
+from utils.evaluation.tables import with_total
 
 # What tables of an evaluation show of each source.
 SOURCE_METRICS = ("comparisons", "pairs", "accuracy", "loss", "margin")
@@ -146,9 +147,9 @@ class Tallies:
                 self.total.add(columns)
 
     def results(self) -> dict[str, dict]:
-        """Metrics (Tally.results) of each source, sorted, and of "all" if there are several."""
+        """Metrics (Tally.results) of each source, sorted, and the total (tables.with_total)."""
         results = {source: self.by_source[source].results() for source in sorted(self.by_source)}
-        return {**results, "all": self.total.results()} if len(results) > 1 else results
+        return with_total(results, self.total.results)
 
 
 class Tally:

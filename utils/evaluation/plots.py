@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.evaluation.tables import shorten, whole_file
+from utils.evaluation.tables import TOTAL, shorten, whole_file
 
 if TYPE_CHECKING:  # loading Matplotlib takes long
     from matplotlib.axes import Axes
@@ -210,7 +210,7 @@ def _draw_sources(figure: "Figure", results: dict[str, dict]) -> None:
     axes = figure.subplots()
     for place, (name, one) in enumerate(bars):
         (bar,) = axes.barh(place, one["accuracy"], 0.7, color=LIGHT, edgecolor=DARK)
-        if len(bars) > 1 and name == "all":
+        if len(bars) > 1 and name == TOTAL:
             bar.set(facecolor="white", hatch="///")
         if one["accuracy_low"] is not None:
             ends = [one["accuracy_low"], one["accuracy_high"]]

@@ -1,14 +1,18 @@
 """What is written for each row that was scored: scores.jsonl, or data made with the scores."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+import numpy as np
 
 from utils import distributed
-from utils.data.comparison import Comparison
+from utils.arguments import InputError
+from utils.data.comparison import MAX_DEPTH, Comparison, shorten
 from utils.data.files import parse_row
 from utils.data.streaming import Stream, Window, windows
 from utils.data.tokenization import MALFORMED, NOT_RENDERED, WRITE_IT
@@ -106,10 +110,30 @@ def make_record(
     if comparison.votes is not None:
         record["votes"] = list(comparison.votes)
     if row_id is not None:
-        record["id"] = row_id
+        record["id"] = as_json(row_id)
     if row["unrendered"]:
         record["unrendered"] = row["unrendered"]
     return record
+
+
+def as_json(value: Any, depth: int = 0) -> Any:
+    """A value of a table as JSON has it: dates, decimals, bytes and the like become text.
+
+    NaN and the infinities, for which JSON has no word, become null, also within lists and dicts.
+    """
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    if depth < MAX_DEPTH and isinstance(value, (list, tuple, set)):
+        return [as_json(part, depth + 1) for part in value]
+    if depth < MAX_DEPTH and isinstance(value, dict):
+        return {str(key): as_json(part, depth + 1) for key, part in value.items()}
+    return shorten(value) if isinstance(value, (list, tuple, set, dict)) else str(value)
 
 
 def drop_record(index: int, source: str, reason: str, problem: str) -> dict:
@@ -203,11 +227,18 @@ def as_scores(comparison: Comparison, scores: list[float | None]) -> dict | None
     return {"prompt": comparison.prompt, "responses": list(answers), "scores": list(values)}
 
 
+# The data that scores can make, by the flags that ask for them.
+FORMS: dict[str, Form] = {"best_of_n": best_of_n, "as_pairs": as_pair, "as_scores": as_scores}
+
+
 class LineFile:
     """JSON lines, each with the `index` of its row, that a later run can go on with.
 
     Attributes:
         start: number of the first row that has no line yet.
+        written: lines of this run.
+
+    The first rank writes; the others know where it goes on.
 
     Args:
         path: of the file.
@@ -217,22 +248,34 @@ class LineFile:
 
     def __init__(self, path: Path | None, resume: bool = False, file: TextIO | None = None):
         self.path, self.file = path, file
-        self.start = 0
+        self.start = self.written = 0
         if path is not None:
-            if resume and path.exists():
-                self.start = _cut_last_line(path)
-            self.file = path.open("a" if resume else "w", encoding="utf-8")
+            if distributed.is_main():
+                if resume and path.exists():
+                    self.start = _cut_last_line(path)
+                self.file = path.open("a" if resume else "w", encoding="utf-8")
+            self.start = distributed.from_main(self.start)
+
+    def state(self) -> str:
+        """What has been written, and how to go on with it."""
+        if self.path is None or not self.path.stat().st_size:
+            return f"{self.written:,} lines were written" if self.written else "nothing was written"
+        with self.path.open("rb") as file:
+            lines = sum(1 for _ in file)
+        return f"{self.path} has {lines:,} lines, and --resume goes on"
 
     def read(self) -> Iterator[list[dict]]:
-        """The lines that an earlier run has written, some at a time."""
-        if self.path and self.start:
+        """The lines that an earlier run has written, some at a time; of the first rank alone."""
+        if self.path and self.start and distributed.is_main():
             yield from read_records(self.path)
 
     def write(self, lines: list[dict]) -> None:
         """Append lines, if there is a file."""
-        if self.file:
-            self.file.write("".join(json.dumps(line) + "\n" for line in lines))
+        if self.file and lines:
+            text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+            self.file.write(text)
             self.file.flush()
+            self.written += len(lines)
 
 
 def score_records(
@@ -254,7 +297,13 @@ def _cut_last_line(path: Path) -> int:
             if line.endswith(b"\n"):
                 end, last = end + len(line), line
         file.truncate(end)
-    return json.loads(last)["index"] + 1 if last else 0
+    try:
+        return json.loads(last)["index"] + 1 if last else 0
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{path}: its last line is none of an evaluation: give --overwrite_output_dir instead "
+            "of --resume"
+        ) from None
 
 
 def read_records(path: Path, size: int = 4096) -> Iterator[list[dict]]:

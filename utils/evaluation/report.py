@@ -1,7 +1,7 @@
 """Results as text for people: tables on the screen, report.md and report.json, warnings."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -175,18 +175,21 @@ def result_tables(results: dict[str, dict]) -> list[TextTable]:
     return [layout.fill(results) for layout in layouts]
 
 
-def find_warnings(results: dict[str, dict], most: int | None = None) -> list[str]:
+def find_warnings(
+    results: dict[str, dict], most: int | None = None, show: Callable[[str], str] = str
+) -> list[str]:
     """What is suspicious in plain words, each with its threshold and the groups it is true of.
 
     Args:
         results: metrics by group.
         most: groups to name; None names all.
+        show: makes of a group's name what is written.
     """
     found: dict[str, list[str]] = {}
     *sources, whole = results
     for source in (whole, *sources):
         for text, value in _suspicions(results[source]):
-            found.setdefault(text, []).append(f"{source} ({value})")
+            found.setdefault(text, []).append(f"{show(source)} ({value})")
     return [
         f"{text}: {', '.join(groups[:most])}"
         + (f" and {len(groups) - most} more" if most and len(groups) > most else "")
@@ -277,7 +280,7 @@ def write_report(folder: str | Path, report: dict) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     results, benchmark = report["results"], report["benchmark"]
     pictures = draw_pictures(results, folder)
-    warnings = find_warnings({markdown_code(name): one for name, one in results.items()})
+    warnings = find_warnings(results, show=markdown_code)
     text = markdown_report(
         "Evaluation of a reward model",
         _facts(report),

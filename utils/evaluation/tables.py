@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+T = TypeVar("T")
+
+TOTAL = "all"  # the row of all groups together
 # A line of ASCII under the header, nothing else: it survives pipes, logs and narrow terminals.
 RULE = box.Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
@@ -111,6 +114,20 @@ def markdown_grid(lines: Iterable[Iterable[str]]) -> str:
 def markdown_code(text: str) -> str:
     """A name as code, which holds no markup and breaks no table."""
     return "`" + " ".join(text.replace("`", "'").replace("|", "\\|").split()) + "`"
+
+
+def with_total(groups: dict[str, T], total: Callable[[], T]) -> dict[str, T]:
+    """Groups by name, and at the end "all", what `total` makes, if there are several of them.
+
+    A group that is called "all" itself becomes "all (source)".
+    """
+    if len(groups) < 2:
+        return groups
+    name = TOTAL
+    while name in groups:
+        name += " (source)"
+    named = {(name if one == TOTAL else one): group for one, group in groups.items()}
+    return {**named, TOTAL: total()}
 
 
 def figure(value: float | None, form: str = ".3f") -> str:

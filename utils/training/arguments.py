@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from importlib.util import find_spec
 
-from utils.arguments import FlagParser, add_layout, require
+from utils.arguments import FlagParser, add_layout, require, user_path
 from utils.data.arguments import add_data, add_data_checks, add_tokenization, check_data
 
 SCHEDULERS = (
@@ -54,7 +54,12 @@ def training_parser() -> FlagParser:
 
 def _add_model(parser):
     add = parser.add_argument_group("model").add_argument
-    add("--model_name_or_path", required=True, help="folder or hub name of the language model")
+    add(
+        "--model_name_or_path",
+        type=user_path,
+        required=True,
+        help="folder or hub name of the language model",
+    )
     add(
         "--score_position",
         choices=("end", "first_pad", "mean"),
@@ -181,14 +186,20 @@ def _add_deepspeed(parser):
         help="keep optimizer states (in stage 3 the parameters too) in CPU memory (cpu, also "
         "without a value; stages 1 to 3) or in files under --nvme_path (nvme; stage 3)",
     )
-    add("--nvme_path", help="folder on a fast disk of each node, for --offload nvme")
+    add(
+        "--nvme_path", type=user_path, help="folder on a fast disk of each node, for --offload nvme"
+    )
     add(
         "--estimate_memory",
         action="store_true",
         help="print what the ZeRO stages need for each device, with and without --offload, and "
         "which fit; train and write nothing",
     )
-    add("--deepspeed_config", help="JSON file whose entries override the DeepSpeed configuration")
+    add(
+        "--deepspeed_config",
+        type=user_path,
+        help="JSON file whose entries override the DeepSpeed configuration",
+    )
     add(
         "--deepspeed",
         action="store_true",
@@ -213,7 +224,12 @@ def _add_evaluation(parser):
 
 def _add_output(parser):
     add = parser.add_argument_group("output").add_argument
-    add("--output_dir", default="output", help="folder for the model, metrics and curves")
+    add(
+        "--output_dir",
+        type=user_path,
+        default="output",
+        help="folder for the model, metrics and curves",
+    )
     add(
         "--save_format",
         choices=("hf", "dschat"),
@@ -232,7 +248,11 @@ def _add_output(parser):
         "under its name in --deepspeed_config",
     )
     add("--enable_tensorboard", action="store_true", help="the same as --monitor tensorboard")
-    add("--tensorboard_path", help="folder for its events (default: OUTPUT_DIR/tensorboard)")
+    add(
+        "--tensorboard_path",
+        type=user_path,
+        help="folder for its events (default: OUTPUT_DIR/tensorboard)",
+    )
     add(
         "--dry_run",
         action="store_true",
@@ -255,6 +275,7 @@ def _add_checkpoints(parser):
     add("--save_total_limit", type=int, default=0, help="newest states that are kept; 0: all")
     add(
         "--resume_from_checkpoint",
+        type=user_path,
         metavar="{latest,PATH}",
         help="go on where a training state was saved: the newest whole one of OUTPUT_DIR, or the "
         "start if there is none yet; or the folder PATH. Also on another number of devices",

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import zipfile
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,9 @@ class Checkpoint:
         run: what the run that goes on must have in common with it, by the names users know.
         world_size: number of ranks that wrote it.
         batch: comparisons (or, with a limit in tokens, tokens) of a step.
+        flags: values of the flags that may change, each of which is said (plan.SAID).
+        saved_model: accuracy and step of what --save_best had put into the output folder;
+            NO_MODEL if there was none, or another one. None: the state is older than this entry.
     """
 
     folder: Path
@@ -73,33 +77,58 @@ class Checkpoint:
     run: dict
     world_size: int
     batch: int
+    flags: dict = field(default_factory=dict)
+    saved_model: Sequence[float] | None = None
 
     def best(self, output_dir: str) -> tuple[float, int]:
         """Accuracy and step of the model that --save_best has put there, NO_MODEL if none."""
         folder = Path(output_dir)
-        if not _is_inside(self.folder, folder / "checkpoints"):
+        has_model = distributed.from_main((folder / "config.json").exists())
+        if not (has_model and _is_inside(self.folder, folder / "checkpoints")):
             return NO_MODEL
-        lines = self.log["lines"] if (folder / "config.json").exists() else []
-        judged = [(ln["eval_accuracy"], ln["step"]) for ln in lines if "eval_accuracy" in ln]
-        return max(judged, key=lambda one: one[0], default=NO_MODEL)
+        accuracy, step = self.saved_model or NO_MODEL
+        if accuracy < 0:
+            distributed.log(
+                f"{self.folder} does not say that --save_best chose the model in {folder}, so it "
+                "counts as none: the first evaluation from here on replaces it"
+            )
+            return NO_MODEL
+        return accuracy, int(step)
 
-    def check_run(self, run: dict, batch: int) -> None:
-        """Refuse a run that cannot go on from here; say so if its steps have another size.
+    def check_run(self, run: dict, batch: int, said: dict[str, tuple] | None = None) -> None:
+        """Refuse a run that cannot go on from here; say so if it trains otherwise from here on.
+
+        Args:
+            run: what must be equal, by the names users know.
+            batch: as the attribute.
+            said: flags with their values and what another value means (plan.SAID).
 
         Raises:
             InputError: something in `run` differs.
         """
-        for name, before in self.run.items():
-            if run[name] != before:
+        said = said or {}
+        for name in run:
+            if name in self.run and run[name] != self.run[name]:
                 raise InputError(
-                    f"{self.folder} was written with {name} {before}, but this run has "
+                    f"{self.folder} was written with {name} {self.run[name]}, but this run has "
                     f"{run[name]}: give the same data and flags, or begin anew in another "
                     "--output_dir without --resume_from_checkpoint"
                 )
+        unknown = [name for name in run if name not in self.run]
+        unknown += [name for name in said if name not in self.flags]
+        if unknown:
+            distributed.log(
+                f"{self.folder} is older than this version and does not say {', '.join(unknown)}: "
+                "make sure that nothing of it has changed"
+            )
+        for name, (value, meaning) in said.items():
+            if name in self.flags and value != self.flags[name]:
+                distributed.log(f"{name} was {self.flags[name]} and is {value}: {meaning}")
         if batch != self.batch:
             distributed.log(
-                f"a step had {self.batch} comparisons (with a limit: tokens) and has {batch} now: "
-                "--gradient_accumulation_steps or the batch size would keep it"
+                f"a step had {self.batch} comparisons (with a limit: tokens) and has {batch} now, "
+                "and the learning rate follows the schedule of the new number of steps: "
+                "--gradient_accumulation_steps or the batch size would keep both"
             )
 
 
@@ -192,7 +221,7 @@ def save_checkpoint(
         engine: holds the state.
         args: output_dir, save_total_limit and use_node_local_storage count.
         progress: how far the run is.
-        others: log, run and batch of the Checkpoint.
+        others: log, run, batch, flags and saved_model of the Checkpoint.
     """
     root = _root(args)
     folder = root / f"step_{progress.step}"
@@ -226,6 +255,20 @@ def save_checkpoint(
             shutil.rmtree(removed)
     distributed.barrier()
     return folder
+
+
+def forget_saved_model(args: Namespace) -> None:
+    """Let no state of the folder say that a model of --save_best is there: another replaces it."""
+    root = _root(args)
+    for step in _steps(root) if _writes(args) else ():
+        path = root / f"step_{step}" / STATE
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # a broken state, from which no run goes on
+        if "saved_model" in state:
+            write_whole(path, json.dumps({**state, "saved_model": NO_MODEL}))
+    distributed.barrier()
 
 
 def load_checkpoint(engine: "DeepSpeedEngine", checkpoint: Checkpoint, folder: Path) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from deepspeed.monitor.monitor import MonitorMaster
 
 SHOWN_SOURCES = 20
-PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "accelerate", "peft")
+PACKAGES = ("deepspeed", "transformers", "datasets", "accelerate", "peft")
 
 
 def write_arguments(
@@ -40,7 +40,7 @@ def write_arguments(
         "global_batch_size": global_batch_size,
         "deepspeed_config": ds_config,
         "data": counts,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "versions": _versions(),
         "git_commit": _git_commit(),
     }
     path = Path(args.output_dir) / "training_args.json"
@@ -231,6 +231,12 @@ def _draw_curve(axes, lines: list[dict], name: str) -> None:
     if evaluation:
         steps, values = zip(*evaluation, strict=True)
         axes.plot(steps, values, color=ACCENT, linestyle="--", marker="o", label="evaluation")
+
+
+def _versions() -> dict[str, str]:
+    """Of Python and the packages; torch names its build, as +cpu or +cu130, in its own alone."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    return found | {name: version(name) for name in PACKAGES}
 
 
 def _git_commit() -> str | None:

@@ -36,7 +36,7 @@ class Trainer:
         log: where metrics go.
         progress: how far the run is; kept up to date.
         epoch_size: comparisons of an epoch.
-        run: what training states are saved with: run and batch of a Checkpoint.
+        run: what training states are saved with: run, batch and flags of a Checkpoint.
         save_model: saves the model, given the result of its evaluation; for --save_best.
         best: accuracy and step of the model that --save_best has saved so far.
         result: of the last evaluation (scoring.evaluate).
@@ -132,7 +132,9 @@ class Trainer:
         return self.progress.epoch + self.progress.seen / self.epoch_size
 
     def _save_state(self) -> None:
-        state = {"log": self.log.state(), **self.run}
+        # Without --save_best the last model will stand in the folder, whatever stood there before.
+        best = self.best if self.args.save_best else NO_MODEL
+        state = {"log": self.log.state(), "saved_model": best, **self.run}
         folder = save_checkpoint(self.engine, self.args, self.progress, **state)
         distributed.log(f"step {self.progress.step}: training state saved in {folder}")
 

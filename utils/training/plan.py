@@ -4,6 +4,7 @@ import json
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,13 +20,41 @@ from utils.data.training_stream import TrainingStream
 from utils.evaluation.scoring import Sources
 from utils.training.checkpoint import Progress
 
-# What a run must share with the training state that it goes on from.
+# What another value of a flag means to a run that goes on from a training state. Every flag is in
+# one of four classes. IDENTITY: it would be another run, and is refused.
 IDENTITY = (
     *("only_optimize_lora", "center_rewards_coefficient"),
     *("seed", "dtype", "zero_stage", "learning_rate", "weight_decay", "score_position"),
     *("lora_dim", "lora_alpha", "lora_module_name", "lora_learning_rate"),
     *("loss", "margin", "label", "label_smoothing", "tie_threshold", "sample_weights"),
+    *("lr_scheduler_type", "num_warmup_steps", "warmup_ratio", "max_grad_norm", "dropout"),
     *("streaming", "chat_template_date"),
+)
+# SAID: the run goes on, otherwise than it began, and a line says so with these words.
+_LENGTH = "the learning rate follows the schedule of the new length"
+_DATA = "what trains may differ, of which the number of comparisons and tokens is compared"
+_EVALUATION = "evaluations from here on may differ from those before"
+SAID = {
+    **dict.fromkeys(("num_train_epochs", "max_steps"), _LENGTH),
+    **dict.fromkeys(("model_name_or_path", "data_path", "format", "data_split"), _DATA),
+    **dict.fromkeys(("eval_fraction", "deduplicate", "max_bad_rows"), _DATA),
+    **dict.fromkeys(("max_seq_len", "overlength", "apply_chat_template", "chat_template"), _DATA),
+    **dict.fromkeys(("add_eot_token", "num_padding_at_beginning"), _DATA),
+    **dict.fromkeys(("eval_data_path", "eval_interval", "eval_iters"), _EVALUATION),
+    "early_stopping_patience": "evaluations before count too",
+    "deepspeed_config": "its entries hold from here on",
+}
+# SIZES: what they make together is compared, the size of a step.
+SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_tokens_per_micro_batch")
+# FREE: nothing that trains depends on it, but for rounding.
+FREE = (
+    *("trust_remote_code", "data_output_path", "num_workers", "audit_data", "strict"),
+    *("batch_layout", "pad_to_multiple_of", "gradient_checkpointing", "compute_fp32_loss"),
+    *("save_adapter", "offload", "nvme_path", "estimate_memory", "deepspeed", "local_rank"),
+    *("per_device_eval_batch_size", "output_dir", "save_format", "overwrite_output_dir"),
+    *("logging_steps", "monitor", "enable_tensorboard", "tensorboard_path", "dry_run"),
+    *("save_interval", "save_total_limit", "resume_from_checkpoint", "use_node_local_storage"),
+    *("save_best", "config"),
 )
 
 
@@ -39,6 +68,7 @@ class RunPlan(NamedTuple):
         batch_size: comparisons of a step over all ranks; their mean where they differ.
         run: what a training state must share with the run, by the names users know.
         step_size: comparisons of a step, or with a limit in tokens those.
+        said: flags that may change, each with its value and what another one means.
         tokens: of an epoch, packed and padded; None of a stream.
     """
 
@@ -48,7 +78,13 @@ class RunPlan(NamedTuple):
     batch_size: float
     run: dict
     step_size: int
+    said: dict[str, tuple]
     tokens: dict[str, int] | None
+
+    def state(self) -> dict:
+        """What training states are saved with of it: run, batch and flags of a Checkpoint."""
+        flags = {name: value for name, (value, _) in self.said.items()}
+        return {"run": self.run, "batch": self.step_size, "flags": flags}
 
 
 def plan_run(
@@ -69,10 +105,9 @@ def plan_run(
         batch_size = round(epoch.epoch_size / epoch.steps, 1)
     run = _identity(args) | {"training comparisons": len(data.train)}
     run["tokens in an epoch"] = tokens["packed"]
-    if data.mixture:
-        run["weights"] = list(data.mixture.weights)
+    run["weights"] = list(data.mixture.weights) if data.mixture else None
     batches = load_batches(data.train, left, collate)
-    sizes = epoch.epoch_size, batch_size, run, _step_size(args), tokens
+    sizes = epoch.epoch_size, batch_size, run, _step_size(args), _said(args), tokens
     _check_warmup(args, total_steps)
     return RunPlan(batches, total_steps, *sizes)
 
@@ -105,7 +140,7 @@ def plan_stream(
     _check_warmup(args, total_steps)
     run = _identity(args)
     run |= {f"--{name}": getattr(args, name) for name in ("data_path", "format", "columns")}
-    return RunPlan(stream, total_steps, args.max_steps * size, size, run, size, None)
+    return RunPlan(stream, total_steps, args.max_steps * size, size, run, size, _said(args), None)
 
 
 def plan_evaluation(
@@ -173,6 +208,13 @@ def _check_warmup(args, total_steps: int) -> None:
 def _identity(args) -> dict:
     run = {f"--{name}": getattr(args, name) for name in IDENTITY}
     return run | {"--offload nvme": args.offload == "nvme"}
+
+
+def _said(args) -> dict[str, tuple]:
+    values = dict(vars(args))
+    if path := args.deepspeed_config:  # its entries count, not its name
+        values["deepspeed_config"] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {f"--{name}": (values[name], meaning) for name, meaning in SAID.items()}
 
 
 def _count_tokens(sizes: dict, epoch: TrainingPlan, device) -> dict[str, int]:

@@ -1,0 +1,39 @@
+"""The folders that a run writes to, tried before anything is read."""
+
+from argparse import Namespace
+from collections.abc import Iterator
+
+from utils import distributed
+from utils.arguments import InputError
+from utils.places import check_folder
+
+
+def check_folders(args: Namespace) -> None:
+    """Make sure that each rank can write where it will; every rank calls it.
+
+    The cache of tokenised rows is tried where there is something to write to it (cache.py).
+
+    Raises:
+        InputError: on every rank, if one of them cannot.
+    """
+    fault = None
+    try:
+        for folder, flag in _folders(args):
+            check_folder(folder, flag)
+    except InputError as error:
+        fault = str(error)
+    if fault := distributed.first_of_all(fault):
+        raise InputError(fault)
+
+
+def _folders(args: Namespace) -> Iterator[tuple[str, str]]:
+    """What this rank writes to, and the flags that name it."""
+    if args.dry_run or args.estimate_memory:
+        return
+    on_each_disk = distributed.is_first_on_node()
+    if on_each_disk if args.use_node_local_storage else distributed.is_main():
+        yield args.output_dir, "--output_dir"
+    if args.tensorboard_path and "tensorboard" in args.monitor and distributed.is_main():
+        yield args.tensorboard_path, "--tensorboard_path"
+    if args.nvme_path and on_each_disk:
+        yield args.nvme_path, "--nvme_path"
