@@ -37,7 +37,7 @@ from utils.data.tokenization import (
     check_num_padding_at_beginning,
     prepare_tokenizer,
 )
-from utils.data.training_data import choose, open_stream
+from utils.data.training_data import choose, open_stream, remove_repeats
 from utils.evaluation.audit_report import print_audit, write_audit
 from utils.evaluation.model_card import model_card
 from utils.model import hub
@@ -106,6 +106,7 @@ def main(args: Namespace) -> None:
         plan = plan_stream(args, sources, weights, collate, progress)
     else:
         sides = load_sides(args, encoder)
+        remove_repeats(args, sides)
         look_at_data(args, config, sides, device)
         if args.audit_data:
             return

@@ -63,4 +63,4 @@ def make_part(rows: list[dict], label="a.jsonl", taken=None, chunks=1, first=0):
     keys = table["prompt_key"].to_numpy()
     data = SimpleNamespace(data=table)
     part = {"table": data, "label": label, "taken": taken, "keys": lambda: keys, "rows": rows}
-    return SimpleNamespace(**part, held_out=False)
+    return SimpleNamespace(**part, held_out=False, removed=np.zeros_like(taken))

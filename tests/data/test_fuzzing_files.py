@@ -11,7 +11,7 @@ from tests.conftest import make_pairs
 from tests.data.loading import make_encoder
 from utils.arguments import InputError
 from utils.data.sides import load_sides
-from utils.data.training_data import choose
+from utils.data.training_data import choose, remove_repeats
 from utils.training.arguments import parse_training_arguments
 
 SETTINGS = settings(
@@ -100,7 +100,9 @@ def test_random_files(tmp_path, opt_tokenizer, capsys):
         try:
             with contextlib.suppress(SystemExit):
                 args = parse_training_arguments(words)
-                data = choose(args, load_sides(args, encoder))
+                sides = load_sides(args, encoder)
+                remove_repeats(args, sides)
+                data = choose(args, sides)
                 for row in (*data.train, *data.evaluation):
                     assert len(row["input_ids"]) == len(row["answers"]) >= 2
                     assert all(ids[-1] == opt_tokenizer.eos_token_id for ids in row["input_ids"])

@@ -9,7 +9,7 @@ from tests.data.loading import load, make_encoder
 from utils.arguments import InputError
 from utils.data.sides import load_sides, load_source, split_by_prompt
 from utils.data.sources import parse_sources
-from utils.data.training_data import choose, count_rows
+from utils.data.training_data import choose, count_rows, remove_repeats
 from utils.training.arguments import parse_training_arguments
 
 
@@ -21,7 +21,9 @@ def encoder(opt_tokenizer):
 def load_training(tmp_path, encoder, *words):
     words = ["--model_name_or_path", "m", "--data_output_path", tmp_path / "cache", *words]
     args = parse_training_arguments([str(word) for word in words])
-    data = choose(args, load_sides(args, encoder))
+    sides = load_sides(args, encoder)
+    remove_repeats(args, sides)
+    data = choose(args, sides)
     return data.train, data.evaluation, data.counts
 
 
@@ -371,7 +373,9 @@ def test_weights_become_a_mixture_of_what_is_taken(tmp_path, encoder, capsys):
     words = ["--model_name_or_path", "m", "--data_output_path", tmp_path / "cache"]
     words += ["--data_path", f"{one}:0.25", f"{two}:0.75", "--eval_fraction", 0.1]
     args = parse_training_arguments([str(word) for word in words])
-    data = choose(args, load_sides(args, encoder))
+    sides = load_sides(args, encoder)
+    remove_repeats(args, sides)
+    data = choose(args, sides)
     sources = np.array(data.train["source"])
     for part, name in zip(data.mixture.parts, ("one", "two"), strict=True):
         assert set(sources[part]) == {name} and len(part) == (sources == name).sum()

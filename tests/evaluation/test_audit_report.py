@@ -1,5 +1,7 @@
 import json
 import warnings
+from functools import partial
+from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
@@ -8,6 +10,8 @@ from matplotlib.figure import Figure
 
 from tests.data.auditing import make_part, make_row, malformed
 from utils.data.audit import audit_sides
+from utils.data.sides import Part, Sides
+from utils.data.training_data import remove_repeats
 from utils.evaluation.audit_findings import find_findings
 from utils.evaluation.audit_report import audit_results, print_audit, write_audit
 
@@ -91,6 +95,42 @@ def test_findings_of_the_planted_defects():
     flags = ["--max_bad_rows", "--deduplicate", "--deduplicate", "--eval_data_path"]
     for finding, rows, flag in zip(findings, named, [*flags, "--max_seq_len"], strict=True):
         assert rows in finding.sentence and flag in finding.sentence
+
+
+@pytest.mark.parametrize(
+    ("mode", "serious"),
+    [
+        ("off", ["contradictory labels", "exact duplicates"]),
+        ("exact", ["contradictory labels"]),
+        ("prompt", []),
+    ],
+)
+def test_what_is_removed_is_shown_but_not_serious(tmp_path, mode, serious):
+    train, evaluation = clean_rows(60), clean_rows(300, "e")
+    train[30] = dict(train[20])  # a duplicate
+    train[40] = train[10] | {"ranks": train[10]["ranks"][::-1]}  # a contradiction
+    train[50:52] = [make_row("t", ranks=(0, 0), dropped="tied")] * 2  # equal, but none trains
+    evaluation[11] = dict(train[3])  # a leak
+    parts = make_part(train), make_part(evaluation, "e.jsonl")
+    for part in parts:
+        part.remove = partial(Part.remove, part)
+    remove_repeats(SimpleNamespace(deduplicate=mode), Sides([parts[0]], [parts[1]]))
+    audit = audit_sides([parts[0]], [parts[1]])
+    findings = find_findings(audit)
+    assert [one.kind for one in findings if one.serious] == serious
+    shown = {one.kind: one for one in findings if not one.serious}
+    assert shown["prompts on both sides"].rows == [("e.jsonl", 12)]
+    assert ("a.jsonl", 52) in shown["exact duplicates"].rows
+    assert "left out" in shown["exact duplicates"].sentence
+    write_audit(tmp_path, audit, SETTINGS)
+    details = {(row["row"], row["defect"]): row["detail"] for row in read_rows(tmp_path)}
+    end = "" if mode == "off" else "; left out"
+    assert details[31, "exact duplicate"] == f"repeats row 21 of a.jsonl{end}"
+    assert details[52, "exact duplicate"] == "repeats row 51 of a.jsonl; left out"
+    assert details[12, "prompt on both sides"] == "row 4 of a.jsonl trains its prompt; left out"
+    assert details[41, "contradictory labels"].endswith("left out") == (mode == "prompt")
+    # Tokens to train are those of what is left.
+    assert audit.total("training").trained == {"off": 58, "exact": 57, "prompt": 56}[mode]
 
 
 def test_clean_rows_have_no_findings(tmp_path):

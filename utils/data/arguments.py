@@ -70,7 +70,8 @@ def add_data_checks(parser) -> None:
         "--strict",
         action="store_true",
         help="end with exit code 3 before training, or after --audit_data, if something serious "
-        "is found: malformed or duplicate rows, contradictory labels, prompts on both sides",
+        "is found in what is left after --deduplicate: malformed or duplicate rows, contradictory "
+        "labels",
     )
     add(
         "--deduplicate",

@@ -5,7 +5,7 @@ different ones look alike with a probability below one in a million.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,6 +69,14 @@ class Matches(NamedTuple):
     other_path: np.ndarray
     other_row: np.ndarray
 
+    def without(self, others: "Matches") -> "Matches":
+        """Those whose row is not among the rows of others, which name the same sources."""
+        own, theirs = ((one.path.astype(np.int64) << 40) + one.row for one in (self, others))
+        left = ~np.isin(own, theirs)
+        columns = (self.path, self.row, self.other_path, self.other_row)
+        path, row, other_path, other_row = (column[left] for column in columns)
+        return Matches(self.paths, path, row, self.other_paths, other_path, other_row)
+
 
 @dataclass(frozen=True)
 class Repeats:
@@ -118,11 +126,13 @@ class Audit:
 
     Attributes:
         sources: "training" and "evaluation" -> what is in each source.
-        repeats: of all sources together.
+        repeats: of all sources together, also among what is removed or dropped.
+        left: the same among what trains and evaluates alone.
     """
 
     sources: dict[str, list[SourceAudit]]
     repeats: Repeats
+    left: Repeats
 
     def total(self, side: str) -> Figures:
         """The figures of all sources of a side."""
@@ -136,17 +146,20 @@ def audit_sides(train: Sequence[Part], evaluation: Sequence[Part], ties: bool = 
     """Look at all that trains and all that evaluates.
 
     Args:
-        train, evaluation: parts of each side. What a part that was held out drops is counted
-            where it trains. Evaluated is what has no prompt that trains.
+        train, evaluation: parts of each side, of which repeats may be removed already. What a
+            part that was held out drops is counted where it trains. Evaluated is what has no
+            prompt that trains.
         ties: whether comparisons whose answers are all tied train.
     """
-    repeats = _find_repeats(train, evaluation)
+    repeats = left = _find_repeats(train, evaluation, _readable)
+    if not all(np.array_equal(_readable(part), part.taken) for part in (*train, *evaluation)):
+        left = _find_repeats(train, evaluation, lambda part: part.taken)
     trained = [_audit_source(part, part.taken, ties) for part in train]
     evaluated = [
         _audit_source(part, part.taken & ~np.isin(part.keys(), repeats.leaked_prompts))
         for part in evaluation
     ]
-    return Audit({"training": trained, "evaluation": evaluated}, repeats)
+    return Audit({"training": trained, "evaluation": evaluated}, repeats, left)
 
 
 def count_values(column: pa.ChunkedArray) -> Counter:
@@ -183,7 +196,7 @@ def comparison_keys(table: pa.Table) -> np.ndarray:
 def _audit_source(part: Part, used: np.ndarray, ties: bool = False) -> SourceAudit:
     """The figures of a part; lengths, pairs and tokens: of the rows that are `used`, bool [n]."""
     table, index = part.table.data, part.table.data["index"].to_numpy() + 1
-    seen = part.taken if part.held_out else np.ones_like(used)
+    seen = part.taken | part.removed if part.held_out else np.ones_like(used)
     reasons, sources = (count_values(table[name].filter(seen)) for name in ("dropped", "source"))
     for reason in usable_reasons(ties):
         del reasons[reason]
@@ -229,21 +242,25 @@ def _add_tokens(figures: Figures, table: pa.Table, used: np.ndarray) -> None:
 
 
 class _Side:
-    """All comparisons of one side that could be read, one source after the other.
+    """Comparisons of one side, one source after the other.
+
+    Args:
+        parts: of the side.
+        rows: which rows of a part count, bool [n].
 
     Attributes:
         paths: of the sources.
         ends: int64, how many comparisons there are up to the end of each source.
         row: int64 [C], their rows in the source, counted from 1.
-        used: bool [C], whether they train or evaluate.
+        used: bool [C], whether they train or evaluate, or would if they were not removed.
         columns: what they are.
     """
 
     NAMES = ("index", "prompt_key", "answer_keys", "ranks")
     EMPTY = pa.schema([*map(SCHEMA.field, NAMES), ("used", pa.bool_())]).empty_table()
 
-    def __init__(self, parts: Sequence[Part]):
-        tables = list(map(self._read, parts))
+    def __init__(self, parts: Sequence[Part], rows: Callable[[Part], np.ndarray]):
+        tables = [self._read(part, rows(part)) for part in parts]
         table = pa.concat_tables([self.EMPTY, *tables])
         self.paths = [part.label for part in parts]
         self.ends = np.cumsum(list(map(len, tables)))
@@ -251,17 +268,21 @@ class _Side:
         self.used = table["used"].to_numpy()
         self.columns = Columns.of(table)
 
-    def _read(self, part: Part) -> pa.Table:
-        """What a side takes, and, once, what could be read but is dropped."""
-        readable = part.taken
-        if not part.held_out:
-            readable = part.taken | ~is_dropped(part.table, "", MALFORMED)
-        columns = {name: part.table.data[name].filter(readable) for name in self.NAMES}
-        return pa.table({**columns, "used": part.taken[readable]})
+    def _read(self, part: Part, rows: np.ndarray) -> pa.Table:
+        columns = {name: part.table.data[name].filter(rows) for name in self.NAMES}
+        return pa.table({**columns, "used": (part.taken | part.removed)[rows]})
 
 
-def _find_repeats(train: Sequence[Part], evaluation: Sequence[Part]) -> Repeats:
-    sides = {"training": _Side(train), "evaluation": _Side(evaluation)}
+def _readable(part: Part) -> np.ndarray:
+    """What a side takes or removes, and, once, what could be read but is dropped: bool [n]."""
+    rows = part.taken | part.removed
+    return rows if part.held_out else rows | ~is_dropped(part.table, "", MALFORMED)
+
+
+def _find_repeats(
+    train: Sequence[Part], evaluation: Sequence[Part], rows: Callable[[Part], np.ndarray]
+) -> Repeats:
+    sides = {"training": _Side(train, rows), "evaluation": _Side(evaluation, rows)}
     return Repeats(
         {name: _find_duplicates(side) for name, side in sides.items()},
         {name: _find_contradictions(side) for name, side in sides.items()},

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import datasets
@@ -27,6 +27,7 @@ class Part:
         table: all rows of the split, tokenised (cache.py).
         taken: bool [n], the rows that this side uses.
         held_out: whether the table is that of a part that trains, which gave these rows away.
+        removed: bool [n], the rows that it would use, were they no duplicates and no leaks.
     """
 
     source: Source
@@ -34,6 +35,15 @@ class Part:
     table: datasets.Dataset
     taken: np.ndarray
     held_out: bool = False
+    removed: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.removed = np.zeros(len(self.table), dtype=bool)
+
+    def remove(self, rows: np.ndarray) -> None:
+        """Use these rows no longer: bool [n]."""
+        self.removed |= self.taken & rows
+        self.taken = self.taken & ~rows
 
     def keys(self) -> np.ndarray:
         """Hashes of the prompts of all rows, int64 [n]."""

@@ -53,8 +53,14 @@ class TrainingData:
     counts: dict
 
 
+def remove_repeats(args: Namespace, sides: Sides) -> None:
+    """Take away what --deduplicate means, and from the evaluation the prompts that train."""
+    _remove_duplicates(sides.train, args.deduplicate)
+    _remove_leaks(sides)
+
+
 def choose(args: Namespace, sides: Sides) -> TrainingData:
-    """Take from each side what trains and evaluates: no duplicates, no leaks, caps and weights.
+    """Join what each side takes after `remove_repeats`, with its counts and weights.
 
     Raises:
         InputError: too many rows are malformed, or nothing usable is left.
@@ -63,8 +69,8 @@ def choose(args: Namespace, sides: Sides) -> TrainingData:
     counts: dict = {
         "train": _count(sides.train, args.max_bad_rows, args.tie_threshold > 0),
         "eval": _count(given, args.max_bad_rows),  # what was held out is counted where it trains
-        "duplicates_removed": _remove_duplicates(sides.train, args.deduplicate),
-        "leaks_removed": _remove_leaks(sides),
+        "duplicates_removed": sum(int(part.removed.sum()) for part in sides.train),
+        "leaks_removed": sum(int(part.removed.sum()) for part in sides.evaluation),
     }
     train, evaluation = _join(sides.train), _join(sides.evaluation)
     counts["train_comparisons"], counts["eval_comparisons"] = len(train), len(evaluation)
@@ -225,10 +231,10 @@ def _malformed(table: datasets.Dataset, number: int) -> list[str]:
     return [f"row {row + 1}: {table[int(row)]['problem']}" for row in rows]
 
 
-def _remove_duplicates(parts: list[Part], mode: str) -> int:
-    """Keep the first of equal comparisons (exact) or of each prompt (prompt); how many went."""
+def _remove_duplicates(parts: list[Part], mode: str) -> None:
+    """Keep the first of equal comparisons (exact) or of each prompt (prompt)."""
     if mode == "off":
-        return 0
+        return
     keys = [
         part.keys() if mode == "prompt" else audit.comparison_keys(part.table.data)
         for part in parts
@@ -236,28 +242,23 @@ def _remove_duplicates(parts: list[Part], mode: str) -> int:
     taken = np.concatenate([part.taken for part in parts])
     first = np.zeros(len(taken), dtype=bool)
     first[taken] = audit.first_of_each(np.concatenate(keys)[taken])
-    ends = np.cumsum([len(part.table) for part in parts])
+    ends = np.cumsum([len(part.taken) for part in parts])
     for part, mask in zip(parts, np.split(first, ends[:-1]), strict=True):
-        part.taken = mask
+        part.remove(~mask)
     removed = int(taken.sum() - first.sum())
     distributed.log(f"{removed:,} comparisons removed as duplicates (--deduplicate {mode})")
-    return removed
 
 
-def _remove_leaks(sides: Sides) -> int:
-    """Take prompts that train away from the evaluation; how many comparisons went."""
+def _remove_leaks(sides: Sides) -> None:
+    """Take prompts that train away from the evaluation."""
     trained = np.unique(np.concatenate([part.keys()[part.taken] for part in sides.train]))
-    removed = 0
     for part in sides.evaluation:
-        leaked = part.taken & np.isin(part.keys(), trained)
-        part.taken = part.taken & ~leaked
-        if number := int(leaked.sum()):
-            removed += number
+        part.remove(np.isin(part.keys(), trained))
+        if number := int(part.removed.sum()):
             distributed.log(
                 f"{part.label}: {number:,} comparisons removed from the evaluation, their prompts "
                 "train too"
             )
-    return removed
 
 
 def _join(parts: list[Part]) -> datasets.Dataset:

@@ -59,7 +59,6 @@ def find_findings(audit: Audit) -> list[Finding]:
 
 def _of_rows(audit: Audit, sources: Sequence[SourceAudit]) -> list[Finding]:
     """Of defects that no row should have."""
-    repeats = audit.repeats
     unrendered = [(s.path, rows) for s in sources for rows in s.unrendered.values()]
     cases = [
         (
@@ -77,31 +76,7 @@ def _of_rows(audit: Audit, sources: Sequence[SourceAudit]) -> list[Finding]:
             "Rows with a part of the prompt that the chat template does not write",
             WRITE_IT,
         ),
-        (
-            ("contradictory labels", True, *_first(repeats.contradictions["training"])),
-            "Training comparisons that rank two answers the other way round than another one",
-            "correct or remove them; --deduplicate prompt keeps the first of each prompt",
-        ),
-        (
-            ("contradictory labels", True, *_first(repeats.contradictions["evaluation"])),
-            "Evaluation comparisons that rank two answers the other way round than another one",
-            "correct or remove them in the evaluation data (--eval_data_path)",
-        ),
-        (
-            ("exact duplicates", True, *_first(repeats.duplicates["training"])),
-            "Training comparisons that repeat an earlier one",
-            "--deduplicate exact leaves them out",
-        ),
-        (
-            ("exact duplicates", False, *_first(repeats.duplicates["evaluation"])),
-            "Evaluation comparisons that repeat an earlier one, which so counts twice",
-            "remove them from the evaluation data (--eval_data_path)",
-        ),
-        (
-            ("prompts on both sides", True, *_first(repeats.leaks)),
-            f"Evaluation comparisons with one of {len(repeats.leaked_prompts):,} trained prompts",
-            "they are removed from the evaluation; --eval_data_path with other prompts loses none",
-        ),
+        *_of_repeats(audit),
     ]
     return [
         Finding(
@@ -114,6 +89,44 @@ def _of_rows(audit: Audit, sources: Sequence[SourceAudit]) -> list[Finding]:
         for (kind, serious, count, rows), what, mend in cases
         if count
     ]
+
+
+def _of_repeats(audit: Audit) -> Iterator[tuple]:
+    """Of what trains and evaluates, and, not serious, of what is left out for it or otherwise."""
+    leaked = f"with one of {len(audit.repeats.leaked_prompts):,} trained prompts"
+    contradict = "that rank two answers the other way round than another one"
+    cases = [
+        (
+            ("contradictory labels", True, lambda found: found.contradictions["training"]),
+            f"Training comparisons {contradict}",
+            "correct or remove them; --deduplicate prompt keeps the first of each prompt",
+        ),
+        (
+            ("contradictory labels", True, lambda found: found.contradictions["evaluation"]),
+            f"Evaluation comparisons {contradict}",
+            "correct or remove them in the evaluation data (--eval_data_path)",
+        ),
+        (
+            ("exact duplicates", True, lambda found: found.duplicates["training"]),
+            "Training comparisons that repeat an earlier one",
+            "--deduplicate exact leaves them out",
+        ),
+        (
+            ("exact duplicates", False, lambda found: found.duplicates["evaluation"]),
+            "Evaluation comparisons that repeat an earlier one, which so counts twice",
+            "remove them from the evaluation data (--eval_data_path)",
+        ),
+        (
+            ("prompts on both sides", True, lambda found: found.leaks),
+            f"Evaluation comparisons {leaked}",
+            "--eval_data_path with other prompts has none",
+        ),
+    ]
+    for (kind, serious, get), what, mend in cases:
+        matches, left = get(audit.repeats), get(audit.left)
+        yield (kind, serious, *_first(left)), what, mend
+        gone = "they were removed or cannot be used, and count no more"
+        yield (kind, False, *_first(matches.without(left))), f"{what}, left out", gone
 
 
 def _of_shares(sources: Sequence[SourceAudit]) -> Iterator[Finding]:

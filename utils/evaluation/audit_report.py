@@ -229,13 +229,21 @@ def _defects(audit: Audit) -> Iterator[dict]:
             for part, rows in source.unrendered.items():
                 fields = {"defect": "part of the prompt not rendered", "detail": part}
                 yield from ({"path": source.path, "row": row, **fields} for row in rows.tolist())
-    repeats = audit.repeats
+    repeats, left = audit.repeats, audit.left
     opposite = "{other} ranks two of its answers the other way round"
     for side in audit.sources:
-        yield from _matched(repeats.duplicates[side], "exact duplicate", "repeats {other}")
-        yield from _matched(repeats.contradictions[side], "contradictory labels", opposite)
-    trained = "{other} trains its prompt; removed from the evaluation"
-    yield from _matched(repeats.leaks, "prompt on both sides", trained)
+        pairs = repeats.duplicates[side], left.duplicates[side]
+        yield from _repeated(*pairs, "exact duplicate", "repeats {other}")
+        pairs = repeats.contradictions[side], left.contradictions[side]
+        yield from _repeated(*pairs, "contradictory labels", opposite)
+    trains = "{other} trains its prompt"
+    yield from _repeated(repeats.leaks, left.leaks, "prompt on both sides", trains)
+
+
+def _repeated(matches: Matches, left: Matches, defect: str, text: str) -> Iterator[dict]:
+    """Of what trains and evaluates, then of what was removed or cannot be used."""
+    yield from _matched(left, defect, text)
+    yield from _matched(matches.without(left), defect, f"{text}; left out")
 
 
 def _matched(matches: Matches, defect: str, text: str) -> Iterator[dict]:

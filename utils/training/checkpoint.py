@@ -12,6 +12,7 @@ import sys
 import zipfile
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import chdir
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -274,7 +275,8 @@ def forget_saved_model(args: Namespace) -> None:
 def load_checkpoint(engine: "DeepSpeedEngine", checkpoint: Checkpoint, folder: Path) -> None:
     """Load weights, optimiser, schedule and loss scale from what `reshard` gave; on every rank."""
     groups = [dict(group) for group in engine.optimizer.param_groups]
-    path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    with chdir(folder.parent):  # DeepSpeed takes the names of folders above for patterns
+        path, _ = engine.load_checkpoint(".", tag=folder.name)
     if path is None:
         raise RuntimeError(f"DeepSpeed found no training state in {folder}")
     if engine.zero_nvme_offload_optimizer():
@@ -329,10 +331,12 @@ def reshard(checkpoint: Checkpoint, ds_config: dict, args: Namespace) -> Path:
         )
         shutil.rmtree(universal.parent, ignore_errors=True)
         command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-        command += ["--input_folder", str(checkpoint.folder), "--output_folder", str(universal)]
+        root = checkpoint.folder.parent  # as in load_checkpoint
+        command += ["--input_folder", checkpoint.folder.name]
+        command += ["--output_folder", str(universal.relative_to(root))]
         command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
         command += ["--inject_missing_state"] if stage < 3 else []
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=root)
     distributed.barrier()
     return universal
 

@@ -1,6 +1,7 @@
 """From the command line to a DeepSpeed engine."""
 
 import json
+import os
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -51,7 +52,7 @@ def deepspeed_config(args: Namespace, world_size: int) -> dict:
     if args.offload:
         place = {"device": args.offload}
         if args.offload == "nvme":
-            place["nvme_path"] = args.nvme_path
+            place["nvme_path"] = os.path.abspath(args.nvme_path)
         zero["offload_optimizer"] = place
         if args.zero_stage == 3:
             zero["offload_param"] = dict(place)
