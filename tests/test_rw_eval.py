@@ -2,12 +2,10 @@
 
 import io
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -16,12 +14,11 @@ import rw_eval
 from tests.conftest import (
     ROOT,
     TEXTS,
-    finish,
+    TOO_LONG,
     free_port,
     make_pairs,
     run_command,
     save_language_model,
-    start_command,
     train_opt_tokenizer,
     write_jsonl,
 )
@@ -123,26 +120,51 @@ def test_a_cut_run_goes_on(folder, tmp_path, evaluate, kept):
     assert first == second
 
 
-def test_killed_and_resumed(folder, tmp_path):
-    """kill -9 while rows are scored; the same file in the end."""
-    path = write_jsonl(tmp_path / "many.jsonl", make_pairs(60) * 60)
-    model = ("--model_name_or_path", folder / "model", "--data_path", path)
-    command = ("python", "rw_eval.py", *model, "--output_dir")
-    whole = run_command(*command, tmp_path / "whole")
+# rw_eval.py that sends itself a signal once it has written lines, or once it loads the model.
+ENDS = """
+import os, runpy, sys
+from utils.evaluation.records import LineFile
+from utils.model import hub
+place, number = sys.argv[1], int(sys.argv[2])
+sys.argv[1:3] = []
+owner, name = (LineFile, "write") if place == "write" else (hub, "load_model")
+real = getattr(owner, name)
+def end(*args, **options):
+    result = real(*args, **options)
+    os.kill(os.getpid(), number)
+    return result
+setattr(owner, name, end)
+runpy.run_path("rw_eval.py", run_name="__main__")
+"""
+
+
+def test_killed_or_stopped_and_resumed(folder, tmp_path):
+    """While rows are scored; the same file in the end. Each signal comes in the first window."""
+    path = write_jsonl(tmp_path / "many.jsonl", make_pairs(60) * 10)
+    flags = ("--model_name_or_path", folder / "model", "--data_path", path, "--output_dir")
+    whole = run_command("python", "rw_eval.py", *flags, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    process, scores = start_command(*command, tmp_path / "cut"), tmp_path / "cut" / "scores.jsonl"
-    deadline = time.monotonic() + 120
-    while not scores.exists() or scores.stat().st_size == 0:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    finish(process)
-    before = scores.read_bytes().count(b"\n")
-    assert 0 < before < 3600
-    done = run_command(*command, tmp_path / "cut", "--resume")
+    cut = tmp_path / "cut"
+    scores = cut / "scores.jsonl"
+
+    def end(place, number, *more):
+        command = ("python", "-c", ENDS, place, int(number), *flags, cut, *more)
+        return run_command(*command)
+
+    # Before the first line nothing is there to go on with, nor to lose.
+    done = end("load", signal.SIGTERM)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (143, "stopped; nothing was written")
+    done = end("write", signal.SIGINT)
+    said = f"stopped; {scores} has 512 lines, and --resume goes on"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, said)
+    assert "Traceback" not in done.stderr
+    done = end("write", signal.SIGKILL, "--overwrite_output_dir")
+    assert done.returncode == -signal.SIGKILL
+    assert scores.read_bytes().count(b"\n") == 512
+    done = run_command("python", "rw_eval.py", *flags, cut, "--resume")
     assert done.returncode == 0, done.stderr
     assert scores.read_bytes() == (tmp_path / "whole" / "scores.jsonl").read_bytes()
-    assert [line["index"] for line in read_lines(scores)] == list(range(3600))
+    assert [line["index"] for line in read_lines(scores)] == list(range(600))
 
 
 def test_two_processes_write_what_one_does(folder, tmp_path, evaluate):
@@ -194,7 +216,7 @@ def test_a_pipeline(folder, tmp_path, form):
         input=text,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TOO_LONG,
     )
     assert done.returncode == 0, done.stderr
     assert "5 rows, 5 scored, 5 lines written" in done.stderr

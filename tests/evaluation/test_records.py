@@ -1,14 +1,22 @@
+import datetime
+import decimal
 import json
+import uuid
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import make_pairs, write_jsonl
+from utils.arguments import InputError
 from utils.data.comparison import Comparison
 from utils.data.streaming import open_stream
 from utils.evaluation.records import (
     WINDOW,
     LineFile,
     RowCounts,
+    as_json,
     as_pair,
     as_scores,
     best_of_n,
@@ -166,6 +174,71 @@ def test_a_file_goes_on_wherever_it_was_cut(tmp_path):
         assert path.read_bytes() == whole
     assert LineFile(path, resume=False).start == 0
     assert path.read_bytes() == b""
+
+
+def test_any_value_of_a_table_becomes_json(tmp_path):
+    """What Parquet and NumPy have, and JSON has not, in an id that is copied."""
+    identity = uuid.UUID(int=7)
+    for value, expected in (
+        (datetime.datetime(2024, 1, 2, 3, 4, 5), "2024-01-02 03:04:05"),
+        (datetime.date(2024, 1, 2), "2024-01-02"),
+        (datetime.time(3, 4), "03:04:00"),
+        (datetime.timedelta(days=1), "1 day, 0:00:00"),
+        (decimal.Decimal("1.50"), "1.50"),
+        (identity, str(identity)),
+        (b"ab\xff", "ab\\xff"),
+        (float("nan"), None),
+        (float("-inf"), None),
+        (2**80, 2**80),
+        (np.int64(3), 3),
+        (np.float32("nan"), None),
+        (np.array([1.5, np.inf]), [1.5, None]),
+        ({"a": [b"x", {3: float("nan")}], "b": True}, {"a": ["x", {"3": None}], "b": True}),
+        ([("k", decimal.Decimal(2))], [["k", "2"]]),
+    ):
+        found = as_json(value)
+        assert found == expected and type(found) is type(expected)
+        json.loads(json.dumps(found, allow_nan=False))
+    deep = 7
+    for _ in range(500):
+        deep = [deep]
+    json.dumps(as_json(deep))
+
+
+def test_columns_of_a_parquet_file_of_other_types_are_read(tmp_path):
+    table = pa.table(
+        {
+            "id": pa.array([4 * 10**15, 0], pa.timestamp("ms")),  # far beyond the year 9999
+            "prompt": pa.array(["Q", "Q"]).dictionary_encode(),
+            "responses": pa.array([["a", "bc"]] * 2, pa.list_(pa.large_string())),
+            "scores": pa.array([[decimal.Decimal("0.5"), decimal.Decimal("1.5")]] * 2),
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    records = [record for record, _ in records_of(tmp_path / "t.parquet")]
+    assert [record["ranks"] for record in records] == [[1, 0]] * 2
+    assert "4000000000000000" in records[0]["id"] and records[1]["id"] == "1970-01-01 00:00:00.000"
+    LineFile(tmp_path / "lines.jsonl").write(records)
+    assert list(read_records(tmp_path / "lines.jsonl")) == [records]
+
+
+def test_the_first_rank_alone_writes(tmp_path, monkeypatch):
+    path = write_jsonl(tmp_path / "scores.jsonl", [{"index": 0}])
+    path.write_text(path.read_text() + '{"ind')
+    before = path.read_bytes()
+    monkeypatch.setenv("RANK", "1")
+    for resume in (False, True):
+        file = LineFile(path, resume)
+        file.write([{"index": 1}])
+        assert list(file.read()) == [] and path.read_bytes() == before
+
+
+def test_a_file_whose_last_line_is_another_ones_is_refused(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    for line in ("garbage", "[1]", '{"a": 1}'):
+        path.write_text(line + "\n")
+        with pytest.raises(InputError, match="its last line is none of an evaluation"):
+            LineFile(path, resume=True)
 
 
 def test_records_are_read_in_parts(tmp_path):

@@ -269,6 +269,16 @@ def test_sources_stand_in_order_and_all_comes_last():
     assert results["all"] == flat_approx(tally(alone))
 
 
+def test_a_source_called_all_does_not_hide_the_total():
+    tallies, names = Tallies(), ("all", "all (source)", "b")
+    for number, name in enumerate(names):
+        tallies.add(make_records(number, 5 + number, name))
+    results = tallies.results()
+    assert list(results) == ["all (source) (source)", "all (source)", "b", "all"]
+    *numbers, total = [result["comparisons"] for result in results.values()]
+    assert sum(numbers) == total and all(numbers)
+
+
 def test_comparisons_of_any_size_fit_into_memory(monkeypatch):
     records = make_records(4, 50)
     whole = tally(records)

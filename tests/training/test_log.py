@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from utils import distributed
-from utils.training.log import RunLog, draw_curves, source_table
+from utils.training.log import RunLog, draw_curves, source_table, write_arguments
 
 RESULT = {
     "loss": 0.5,
@@ -107,6 +108,14 @@ def test_what_is_not_finite_is_null(make_log, value):
     line = json.loads(read_text(log), parse_constant=pytest.fail)
     assert line["eval_margin"] is None and line["eval_sources"]["s01"]["loss"] is None
     assert line["eval_sources"]["s00"]["loss"] == 0.5
+
+
+def test_the_build_of_torch_is_told(tmp_path, monkeypatch):
+    """Where pip brings the build for CUDA, the version of the package does not say so."""
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
+    write_arguments(SimpleNamespace(output_dir=str(tmp_path)), {}, {}, 8)
+    versions = json.loads((tmp_path / "training_args.json").read_text())["versions"]
+    assert versions["torch"] == "2.13.0+cu130" and versions["deepspeed"]
 
 
 def test_only_the_largest_sources_are_shown():
