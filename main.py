@@ -49,7 +49,6 @@ from utils.training.checkpoint import (
     NO_MODEL,
     Checkpoint,
     Progress,
-    check_output_dir,
     find_checkpoint,
     forget_saved_model,
     load_checkpoint,
@@ -79,7 +78,6 @@ def main(args: Namespace) -> None:
     """Train as the command line says: data, model, engine, loop, save."""
     transformers.utils.logging.set_verbosity_error()  # hub.py reports what loading finds
     transformers.utils.logging.disable_progress_bar()
-    check_output_dir(args)
     distributed.keep_freed_memory()
     device = distributed.initialize(args.local_rank)
     check_folders(args)
@@ -132,8 +130,8 @@ def main(args: Namespace) -> None:
     checks = ModelChecks(args, data.evaluation, encoder, device)
     save_model = partial(save, args, engine, encoder, data.counts, checks)
     best = checkpoint.best(args.output_dir) if checkpoint and args.save_best else NO_MODEL
-    progressing = args, engine, device, log, progress, plan.epoch_size, plan.state()
-    trainer = Trainer(*progressing, save_model, best)
+    run = plan.state()
+    trainer = Trainer(args, engine, device, log, progress, plan.epoch_size, run, save_model, best)
     trainer.train(plan.batches, *plan_evaluation(args, data, eval_collate))
     conclude(args, trainer, checks)
 

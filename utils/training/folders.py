@@ -6,18 +6,20 @@ from collections.abc import Iterator
 from utils import distributed
 from utils.arguments import InputError
 from utils.places import check_folder
+from utils.training.checkpoint import check_output_dir
 
 
 def check_folders(args: Namespace) -> None:
-    """Make sure that each rank can write where it will; every rank calls it.
+    """Make sure that each rank can and may write where it will; every rank calls it.
 
     The cache of tokenised rows is tried where there is something to write to it (cache.py).
 
     Raises:
-        InputError: on every rank, if one of them cannot.
+        InputError: on every rank, if one of them cannot or may not (checkpoint.py).
     """
     fault = None
     try:
+        check_output_dir(args)
         for folder, flag in _folders(args):
             check_folder(folder, flag)
     except InputError as error:
