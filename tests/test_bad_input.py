@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tests.conftest import free_port, make_pairs, run_command, save_language_model, write_jsonl
 
@@ -155,6 +156,8 @@ def test_a_language_model_cannot_score(tmp_path, opt_model):
 
 
 def test_an_empty_answer_cannot_be_scored(tmp_path, opt_model):
+    config = AutoConfig.from_pretrained(opt_model, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(opt_model)
     said = refuse(
         tmp_path, None, opt_model, "--prompt", "a", "--response", " ", program="rw_eval.py"
     )

@@ -97,4 +97,4 @@ def test_light_rooms_import_with_torch_alone():
 
 
 def test_main_reads_in_one_go():
-    assert len((ROOT / "main.py").read_text().splitlines()) < 300
+    assert len((ROOT / "main.py").read_text().splitlines()) < 350

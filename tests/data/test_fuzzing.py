@@ -197,7 +197,8 @@ def test_ten_thousand_rows_are_sound_or_value_errors():
     accepted = sum(outcomes[name, "accepted"] for name in FORMATS)
     assert 0.2 < accepted / outcomes.total() < 0.8
     for name in FORMATS:
-        assert outcomes[name, "accepted"] > 20 and outcomes[name, "refused"] > 20, name
+        # How many follows from the code that Hypothesis sees, so the bound is a low one.
+        assert outcomes[name, "accepted"] > 5 and outcomes[name, "refused"] > 5, name
 
 
 ALL = sorted({column for columns, _ in (LAYOUTS | UNRANKED).values() for column in columns})

