@@ -33,7 +33,7 @@ from utils import distributed
 from utils.data.batching import make_collator
 from utils.data.chat_templates import fix_date
 from utils.data.column_map import parse_columns
-from utils.data.sources import source_names
+from utils.data.sources import named, parse_place
 from utils.data.streaming import Stream, open_benchmark, open_stream
 from utils.data.tokenization import (
     ComparisonTokenizer,
@@ -220,24 +220,24 @@ def load_scorer(
 
 def open_streams(args: argparse.Namespace, encoder: ComparisonTokenizer) -> list[Stream]:
     """The rows that --data_path or --benchmark name; none if neither is given."""
-    if args.benchmark:
-        benchmark = BENCHMARKS[args.benchmark]
-        path = args.data_path[0] if args.data_path else benchmark.hub
-        if path is None:
-            raise InputError(
-                f"--benchmark {args.benchmark} is not on the hub as plain data: download "
-                f"{benchmark.download}, and give its place in --data_path"
-            )
-        return open_benchmark(path, benchmark.split, benchmark.read, benchmark.files)
-    columns, chat = parse_columns(args.columns), encoder.settings.apply_chat_template
-    paths = args.data_path or ()
-    streams = [
-        open_stream(path, args.format, columns, chat, name)
-        for path, name in zip(paths, source_names(paths), strict=True)
-    ]
     # Where data goes to standard output, nothing else does.
     to_output = chosen_form(args) is not None and not args.output_dir
-    with redirect_stdout(sys.stderr) if to_output else nullcontext():
+    with redirect_stdout(sys.stderr) if to_output else nullcontext(), distributed.first_on_node():
+        if args.benchmark:
+            benchmark = BENCHMARKS[args.benchmark]
+            path = args.data_path[0] if args.data_path else benchmark.hub
+            if path is None:
+                raise InputError(
+                    f"--benchmark {args.benchmark} is not on the hub as plain data: download "
+                    f"{benchmark.download}, and give its place in --data_path"
+                )
+            return open_benchmark(path, benchmark.split, benchmark.read, benchmark.files)
+        columns, chat = parse_columns(args.columns), encoder.settings.apply_chat_template
+        paths = args.data_path or ()
+        streams = [
+            open_stream(path, args.format, columns, chat, source.name)
+            for path, source in zip(paths, named(map(parse_place, paths)), strict=True)
+        ]
         distributed.log(*(stream.note for stream in streams))
     return streams
 

@@ -5,7 +5,7 @@
 #   bash tests/run.sh [arguments of pytest]
 set -euo pipefail
 REQUIREMENTS=requirements-dev.txt
-MODULES="torch deepspeed transformers datasets accelerate peft tensorboard matplotlib tqdm rich psutil
+MODULES="torch deepspeed transformers datasets huggingface_hub accelerate peft tensorboard matplotlib tqdm rich psutil
     scipy yaml filelock hypothesis pytest xdist ruff sklearn mypy codespell_lib"
 source "$(dirname "${BASH_SOURCE[0]}")/../training_scripts/environment.sh"
 cd "$ROOT"

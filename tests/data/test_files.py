@@ -1,7 +1,6 @@
 import gzip
 import json
 
-import datasets
 import pytest
 
 from tests.conftest import make_pairs, write_jsonl
@@ -122,15 +121,75 @@ def test_nothing_that_could_run_code_is_read(tmp_path):
             open_splits(str(path))
 
 
-def test_a_hub_data_set_is_stored_unless_it_is_streamed(monkeypatch):
-    asked = []
+CARD = """---
+configs:
+- config_name: helpful
+  data_files: helpful/*.jsonl
+- config_name: harmless
+  data_files:
+  - {split: train, path: harmless/old.jsonl}
+  - {split: test, path: harmless/new.jsonl}
+---
+"""
 
-    def load_dataset(path, subset, cache_dir, streaming):
-        asked.append((path, subset, cache_dir, streaming))
-        return {"train": datasets.Dataset.from_list(PAIRS)}
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    rows = open_splits("some/name", "cache", "part", streaming=True)["train"]
-    assert [parse_row(row) for row in rows] == PAIRS and rows.columns() == list(PAIRS[0])
-    assert asked == [("some/name", "part", "cache", True)]
-    assert rows.fingerprint() == rows.table._fingerprint
+def write_clone(folder, card=CARD):
+    """A folder whose README lists configurations; returns the rows of each file."""
+    rows = {}
+    for number, name in enumerate(("helpful/a", "helpful/b", "harmless/old", "harmless/new")):
+        path = folder / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows[name] = PAIRS[number : number + 1]
+        write_jsonl(path, rows[name])
+    (folder / "README.md").write_text(card)
+    return rows
+
+
+def test_configurations_of_a_local_folder(tmp_path):
+    rows = write_clone(tmp_path)
+
+    def read(subset):
+        splits = open_splits(str(tmp_path), subset)
+        return {name: [parse_row(row) for row in split] for name, split in splits.items()}
+
+    assert read("helpful") == {"train": rows["helpful/a"] + rows["helpful/b"]}
+    assert read("harmless") == {"train": rows["harmless/old"], "test": rows["harmless/new"]}
+    for subset in (None, "other"):
+        with pytest.raises(InputError, match="configurations helpful, harmless") as caught:
+            read(subset)
+        assert f"{tmp_path}#helpful or with `subset: helpful` in a YAML file" in str(caught.value)
+    write_clone(tmp_path, CARD.replace("harmless\n", "harmless\n  default: true\n", 1))
+    assert read(None) == read("harmless")
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("# no front matter\n", "has no configurations: leave #helpful out"),
+        ("---\nconfigs: [\n---\n", "README.md has no readable front matter: while parsing"),
+        ("---\nconfigs: 5\n---\n", "cannot be read: Expected configs to be a list"),
+    ],
+)
+def test_a_card_that_lists_no_configurations(tmp_path, card, message):
+    write_clone(tmp_path, card)
+    with pytest.raises(InputError, match=message):
+        open_splits(str(tmp_path), "helpful")
+
+
+def test_a_file_has_no_configurations(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", PAIRS)
+    with pytest.raises(InputError, match="rows.jsonl#part: a file has no configurations"):
+        open_splits(str(path), "part")
+
+
+@pytest.mark.parametrize("path", ["./x", "../x/y", "/no/where", "~/x", "rows.jsonl", "a/b c"])
+def test_what_can_be_no_name_on_the_hub_is_a_missing_path(path):
+    with pytest.raises(InputError, match="no such file or folder .* and no name of a data set"):
+        open_splits(path)
+
+
+@pytest.mark.parametrize("path", ["data/pairs", "pairs", "a/b/c", "a/b/c/d"])
+def test_both_readings_of_a_name_are_said(path):
+    with pytest.raises(InputError, match="neither a local path nor, on the hub, .*OFFLINE") as said:
+        open_splits(path)
+    assert ("the folder c" in str(said.value)) == path.startswith("a/b/c")

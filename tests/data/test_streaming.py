@@ -168,17 +168,18 @@ def test_files_of_a_benchmark_keep_their_place(tmp_path):
     assert named.read(parse_row(named.rows[0])).source == "natural/other"  # whatever the row says
 
 
-def test_a_benchmark_on_the_hub_has_its_split(monkeypatch):
+def test_a_benchmark_on_the_hub_has_its_split(tmp_path, monkeypatch):
+    file = str(write_jsonl(tmp_path / "rows.jsonl", PAIRS))
     asked = []
 
-    def open_splits(path, streaming):
-        asked.append((path, streaming))
-        return {"filtered": Rows(path, table=PAIRS), "raw": Rows(path)}
+    def open_splits(*place):
+        asked.append(place)
+        return {"filtered": Rows("some", (file,)), "raw": Rows("some", ())}
 
     monkeypatch.setattr(streaming, "open_splits", open_splits)
-    (stream,) = open_benchmark("some/benchmark", "filtered", read_name)
-    assert list(stream.rows) == PAIRS
-    assert asked == [("some/benchmark", True)]
+    (stream,) = open_benchmark("some/benchmark@v1", "filtered", read_name)
+    assert [parse_row(row) for row in stream.rows] == PAIRS
+    assert asked == [("some/benchmark", None, "v1")]
     with pytest.raises(InputError, match="has the splits filtered, raw; expected test"):
         open_benchmark("some/benchmark", "test", read_name)
 

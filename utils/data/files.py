@@ -7,23 +7,27 @@ import hashlib
 import io
 import json
 import os
-import re
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from pathlib import Path
-from typing import Any
 
 import datasets
 import pandas
 import pyarrow as pa
 import pyarrow.parquet
+import yaml
+from huggingface_hub import HfFileSystem
+from huggingface_hub.errors import HTTPError
 
 from utils.arguments import InputError
+from utils.data import hub_files
 from utils.data.formats import TEXT_COLUMNS
+from utils.data.sources import spell_place
+from utils.hub_errors import explain
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 EXPECTED = f"expected a file that ends in {', '.join(BUILDERS)} (or .gz)"
@@ -41,6 +45,8 @@ UNREADABLE = (
     StopIteration,
     EOFError,
     zlib.error,
+    zipfile.BadZipFile,
+    HTTPError,
 )
 
 RawRow = bytes | object  # a line of JSON, or what was parsed already
@@ -73,20 +79,17 @@ class Rows:
 
     Attributes:
         path: as the user gave it, for messages.
-        files: local ones; () where `table` has the rows.
-        table: a data set of the hub, mapped or streamed.
+        files: local ones, or addresses of the hub (hf://...), which are read as they come.
         texts: columns of CSV files whose values are text, also where they spell NA or 7.
     """
 
     path: str
-    files: tuple[str, ...] = ()
-    table: datasets.Dataset | datasets.IterableDataset | None = field(default=None, repr=False)
+    files: tuple[str, ...]
     texts: tuple[str, ...] = field(default=TEXT_COLUMNS, repr=False)
 
     def __iter__(self) -> Iterator[RawRow]:
         """Rows in order: dicts, or of JSON lines the lines; InputError where one cannot be read."""
         try:
-            yield from () if self.table is None else self.table
             for file in self.files:
                 yield from _read_file(file, self.texts)
         except UNREADABLE as error:
@@ -98,9 +101,7 @@ class Rows:
         return find_columns(islice(self, PEEK), self.path)
 
     def fingerprint(self) -> str:
-        """A hash of the content; InputError if it cannot be read."""
-        if self.table is not None:
-            return self.table._fingerprint
+        """A hash of the content of local files; InputError if one cannot be read."""
         digest = hashlib.blake2b(digest_size=16)
         for path in self.files:
             try:
@@ -127,47 +128,43 @@ def find_columns(rows: Iterable[RawRow], path: str) -> list[str]:
 
 def open_splits(
     path: str,
-    cache_dir: str | None = None,
     subset: str | None = None,
+    revision: str | None = None,
     streaming: bool = False,
     texts: tuple[str, ...] = (),
 ) -> dict[str, Rows]:
     """The splits of a file, folder or hub data set.
 
     Args:
-        path: local path or hub name.
-        cache_dir: where a download is kept; None takes the default of datasets.
-        subset: configuration of a hub data set.
-        streaming: whether nothing of the hub is stored.
+        path: local path or hub name, perhaps with a folder of the data set.
+        subset: configuration, as the README of a folder or data set lists it.
+        revision: branch, tag or commit of a hub data set.
+        streaming: whether nothing of the hub is stored, but each file read where it is.
         texts: further columns of CSV files whose values are text.
 
     Raises:
         InputError: there is no such thing, or it is no table.
     """
-    builder = _builder(path)
+    place = spell_place(path, revision, subset)
     if os.path.isfile(path):
-        if builder is None:
+        if _builder(path) is None:
             raise InputError(f"{path}: {EXPECTED}")
-        return {"train": Rows(path, (path,), texts=(*TEXT_COLUMNS, *texts))}
-    if os.path.islink(path) and not os.path.exists(path):
+        if subset:
+            raise InputError(f"{place}: a file has no configurations; leave #{subset} out")
+        splits = {"train": [path]}
+    elif os.path.islink(path) and not os.path.exists(path):
         raise InputError(f"{path}: is a link to {os.readlink(path)}, which is not there")
-    if os.path.exists(path) and not os.path.isdir(path):
+    elif os.path.exists(path) and not os.path.isdir(path):
         raise InputError(f"{path}: is a device or the like; expected a file or folder")
-    if not os.path.exists(path) and (builder or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)):
-        raise InputError(f"{path}: no such file or folder (--data_path, --eval_data_path)")
-    try:
-        if os.path.isdir(path):
-            return _open_folder(path, (*TEXT_COLUMNS, *texts))
-        raw = _load_dataset(path, subset, cache_dir=cache_dir, streaming=streaming)
-        return {name: Rows(path, table=table) for name, table in raw.items()}
-    except UNREADABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if os.path.exists(path):
-            raise InputError(f"{path}: cannot be read: {reason}") from error
+    elif os.path.exists(path) or _could_be_on_the_hub(path):
+        splits = _find_splits(path, subset, revision, streaming, place)
+    else:
         raise InputError(
-            f"{path}: neither a local path nor a data set that the hub gave: {reason}. "
-            "Without network, give a local file or folder"
-        ) from error
+            f"{path}: no such file or folder (--data_path, --eval_data_path), and no name of a "
+            "data set of the hub (OWNER/NAME or OWNER/NAME/FOLDER)"
+        )
+    texts = (*TEXT_COLUMNS, *texts)
+    return {split: Rows(place, tuple(names), texts) for split, names in splits.items()}
 
 
 def train_and_test(
@@ -191,18 +188,62 @@ def train_and_test(
     return splits[name], test
 
 
-def _open_folder(path: str, texts: tuple[str, ...]) -> dict[str, Rows]:
-    """datasets knows which files of a folder belong to which split."""
-    with _plainly_named(path) as place:
-        found = datasets.load_dataset_builder(place).config.data_files
-    files = {
-        str(split): tuple(str(Path(path, os.path.relpath(name, place))) for name in names)
+def _could_be_on_the_hub(path: str) -> bool:
+    return _builder(path) is None and hub_files.NAME.fullmatch(path) is not None
+
+
+def _find_splits(
+    path: str, subset: str | None, revision: str | None, streaming: bool, place: str
+) -> dict[str, list[str]]:
+    """The files of each split of a folder or hub data set."""
+    is_local = os.path.exists(path)
+    try:
+        if is_local:
+            with _plainly_named(path) as folder:
+                splits = _splits_of_folder(folder, subset, place)
+            start = path
+        else:
+            hub = hub_files.HubFiles(path, revision)
+            with hub.outline() as folder:
+                splits = _splits_of_folder(folder, subset, place)
+            if not streaming:
+                hub.fetch([name for names in splits.values() for name in names])
+            start = hub.address if streaming else hub.root
+        return {split: [os.path.join(start, n) for n in names] for split, names in splits.items()}
+    except UNREADABLE as error:
+        if is_local:
+            raise InputError(f"{place}: cannot be read: {explain(error)}") from error
+        raise InputError(
+            f"{place}: neither a local path nor, on the hub, {hub_files.describe(path)}: "
+            f"{explain(error)}. Without network, give a local file or folder"
+        ) from error
+
+
+def _splits_of_folder(folder: str, subset: str | None, place: str) -> dict[str, list[str]]:
+    """The files of each split, by their places in the folder: datasets knows what belongs where."""
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # an InputError says it
+    try:
+        names = datasets.get_dataset_config_names(folder)
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{place}: README.md has no readable front matter: {reason}") from error
+    name = subset or datasets.get_dataset_default_config_name(folder)
+    if names == ["default"] and name != "default":
+        raise InputError(f"{place}: has no configurations: leave #{subset} out")
+    if name not in names:
+        raise InputError(
+            f"{place}: has the configurations {', '.join(names)}: name one of them, as "
+            f"{place.split('#')[0]}#{names[0]} or with `subset: {names[0]}` in a YAML file"
+        )
+    found = datasets.load_dataset_builder(folder, name).config.data_files
+    splits = {
+        str(split): [os.path.relpath(name, folder) for name in names]
         for split, names in found.items()
     }
-    for name in chain(*files.values()):
-        if _builder(name) is None:
-            raise InputError(f"{name}: {EXPECTED}")
-    return {split: Rows(path, names, texts=texts) for split, names in files.items()}
+    for file in chain(*splits.values()):
+        if _builder(file) is None:
+            raise InputError(f"{place}: has {file}; {EXPECTED}")
+    return splits
 
 
 def _builder(path: str) -> str | None:
@@ -211,12 +252,14 @@ def _builder(path: str) -> str | None:
 
 def _read_file(path: str, texts: tuple[str, ...]) -> Iterator[RawRow]:
     builder = _builder(path)
-    if builder == "json":
-        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-            yield from _json_rows(file, path)
-        return
-    with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-        yield from _csv_rows(file, texts) if builder == "csv" else _parquet_rows(file)
+    with _open_bytes(path) as file:
+        content = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
+        if builder == "json":
+            yield from _json_rows(content, path)
+        elif builder == "csv":
+            yield from _csv_rows(content, texts)
+        else:
+            yield from _parquet_rows(content)
 
 
 def _csv_rows(file: io.BufferedIOBase, texts: tuple[str, ...]) -> Iterator[dict]:
@@ -252,9 +295,10 @@ def _plainly_named(folder: str) -> Iterator[str]:
         yield place
 
 
-def _load_dataset(*words: str | None, **options: Any) -> Any:
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # an InputError says it
-    return datasets.load_dataset(*words, **options)
+def _open_bytes(path: str) -> io.BufferedReader:
+    if path.startswith("hf://"):
+        return io.BufferedReader(HfFileSystem().open(path))
+    return open(path, "rb")
 
 
 def _json_rows(file: io.BufferedIOBase, path: str) -> Iterator[RawRow]:

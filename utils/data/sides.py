@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ class Part:
 
     Attributes:
         source: where they come from.
-        label: its path, and which split.
+        label: its place, and which split.
         table: all rows of the split, tokenised (cache.py).
         taken: bool [n], the rows that this side uses.
         held_out: whether the table is that of a part that trains, which gave these rows away.
@@ -95,19 +94,19 @@ def load_sides(args: Namespace, encoder: ComparisonTokenizer) -> Sides:
     for one in opened:
         source = one.source
         rows, test = _tokenize(one, args.data_output_path, args.num_workers)
-        part = _part(source, source.path, rows, args.tie_threshold > 0)
+        part = _part(source, source.place, rows, args.tie_threshold > 0)
         if args.data_split:
             taken = np.flatnonzero(part.taken)
             part.take(taken[split_by_prompt(part.keys()[taken], args.data_split, args.seed)[1]])
             kept = f"{part.taken.sum():,} of {len(taken):,} comparisons"
             shares = ",".join(f"{share:g}" for share in args.data_split)
-            distributed.log(f"{source.path}: --data_split {shares} leaves {kept} to this step")
+            distributed.log(f"{source.place}: --data_split {shares} leaves {kept} to this step")
         _cap(part)
         train.append(part)
         if test is None:
             without_test.append(part)
         else:
-            evaluation.append(_part(source, f"{source.path} (test)", test))
+            evaluation.append(_part(source, f"{source.place} (test)", test))
     if given:
         evaluation = load_evaluation(args, given)
     elif without_test:
@@ -121,7 +120,7 @@ def load_evaluation(args: Namespace, opened: list[Opened]) -> list[Part]:
     for one in opened:
         source = one.source
         rows, test = _tokenize(one, args.data_output_path, args.num_workers)
-        part = _part(source, source.path, rows if test is None else test)
+        part = _part(source, source.place, rows if test is None else test)
         _cap(part)
         parts.append(part)
     return parts
@@ -142,11 +141,10 @@ def open_sources(
         InputError: a source cannot be read, or its columns are not understood.
     """
     words = getattr(args, flag.removeprefix("--"))
-    cache_dir = None if streaming else args.data_output_path
     opened = []
     for source in parse_sources(words, flag, args.format, args.columns):
-        with nullcontext() if streaming else distributed.first_on_node():
-            opened.append(_open(source, encoder, cache_dir, streaming))
+        with distributed.first_on_node():
+            opened.append(_open(source, encoder, streaming))
         distributed.log(*dict.fromkeys(e.note for _, e in opened[-1].splits))
     return opened
 
@@ -172,16 +170,15 @@ def load_source(
         cannot train: `dropped` says why.
     """
     with distributed.first_on_node():
-        opened = _open(source, encoder, cache_dir)
+        opened = _open(source, encoder)
     return _tokenize(opened, cache_dir, num_workers)
 
 
-def _open(
-    source: Source, encoder: ComparisonTokenizer, cache_dir: str | None, streaming: bool = False
-) -> Opened:
+def _open(source: Source, encoder: ComparisonTokenizer, streaming: bool = False) -> Opened:
     texts = source.columns.texts() if source.columns else ()
-    splits = files.open_splits(source.path, cache_dir, source.subset, streaming, texts)
-    both = files.train_and_test(splits, source.path, source.split)
+    place = source.path, source.subset, source.revision
+    splits = files.open_splits(*place, streaming=streaming, texts=texts)
+    both = files.train_and_test(splits, source.place, source.split)
     options = (encoder, source.name, source.format, source.columns)
     return Opened(source, [(rows, cache.Encoder(rows, *options)) for rows in both if rows])
 

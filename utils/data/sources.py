@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -23,14 +23,15 @@ class Source:
     """One entry of --data_path, or of `sources` in a YAML file that it names.
 
     Attributes:
-        path: local file or folder, or hub name.
+        path: local file or folder, or hub name, perhaps with a folder of that data set.
         name: of its rows in tables, where they name no source themselves.
         weight: share of what is drawn in an epoch, relative to the others; None: no mixing.
         cap: comparisons that are taken at most, a fixed random sample; None: all.
         split: the one to train; None: that named train, and a test split evaluates.
-        subset: configuration of a hub data set.
+        subset: configuration, as the README of the folder or data set lists it.
         format: name of the layout; None: found by the columns.
         columns: new names of its columns; None: as they are.
+        revision: branch, tag or commit of a hub data set.
     """
 
     path: str
@@ -41,9 +42,10 @@ class Source:
     subset: str | None = None
     format: str | None = None
     columns: ColumnMap | None = None
+    revision: str | None = None
 
     def __post_init__(self) -> None:
-        for entry in ("path", "name", "split", "subset"):
+        for entry in ("path", "name", "split", "subset", "revision"):
             value = getattr(self, entry)
             if value is not None and not isinstance(value, str):
                 raise InputError(f"{self.path}: {entry} is {value!r}; expected text")
@@ -51,11 +53,55 @@ class Source:
             raise InputError(
                 f"{self.path}: format is {self.format!r}; expected one of {', '.join(FORMATS)}"
             )
+        if self.revision and os.path.exists(self.path):
+            raise InputError(
+                f"{self.place}: {self.path} is on this disk; only data sets of the hub have "
+                f"revisions, such as {self.revision}"
+            )
         weight, cap = self.weight, self.cap  # their types are compared since True is an int
         if weight is not None and not (type(weight) in (int, float) and 0 < weight < math.inf):
             raise InputError(f"{self.path}: weight is {weight!r}; expected a number above 0")
         if cap is not None and not (type(cap) is int and cap > 0):
             raise InputError(f"{self.path}: cap is {cap!r}; expected a whole number above 0")
+
+    @property
+    def place(self) -> str:
+        """Where the data are, as the command line names it."""
+        return spell_place(self.path, self.revision, self.subset)
+
+    @property
+    def default_name(self) -> str:
+        """What rows that name no source are called after: a local file or folder, or the hub's."""
+        if not os.path.exists(self.path):
+            return self.place
+        return spell_place(Path(self.path).name.split(".")[0], None, self.subset)
+
+    @property
+    def repository(self) -> str | None:
+        """OWNER/NAME on the hub; None of what is on this disk."""
+        return None if os.path.exists(self.path) else "/".join(self.path.split("/")[:2])
+
+
+def spell_place(path: str, revision: str | None, subset: str | None) -> str:
+    """PATH@REVISION#SUBSET, the other way round than `parse_place`."""
+    return path + (f"@{revision}" if revision else "") + (f"#{subset}" if subset else "")
+
+
+def parse_place(word: str) -> Source:
+    """Read PATH, NAME@REVISION, PATH#SUBSET or NAME@REVISION#SUBSET; what exists is a path."""
+    path, revision, subset = _split_place(word)
+    return Source(path, revision=revision, subset=subset)
+
+
+def parse_word(word: str) -> Source:
+    """Read a place, perhaps with a weight or a cap behind it: PLACE:0.3, PLACE:5000."""
+    match = None if os.path.exists(word) else SHARE.fullmatch(word)
+    if not match:
+        return parse_place(word)
+    source, number = parse_place(match[1]), match[2]
+    if number.isdigit():
+        return replace(source, cap=int(number))
+    return replace(source, weight=float(number))
 
 
 def parse_sources(
@@ -82,7 +128,7 @@ def parse_sources(
     sources: list[Source] = []
     for word in words:
         is_yaml = word.endswith((".yaml", ".yml"))
-        sources += _read_yaml(Path(word)) if is_yaml else [_parse_word(word)]
+        sources += _read_yaml(Path(word)) if is_yaml else [parse_word(word)]
     weighted = [source.path for source in sources if source.weight is not None]
     without = [source.path for source in sources if source.weight is None]
     if weighted and flag == "--eval_data_path":
@@ -96,7 +142,7 @@ def parse_sources(
             "(PATH:0.3), or none; PATH:5000 without a point takes so many comparisons"
         )
     new_names = parse_columns(columns)
-    return _named(
+    return named(
         [
             replace(source, format=source.format or layout, columns=source.columns or new_names)
             for source in sources
@@ -104,17 +150,17 @@ def parse_sources(
     )
 
 
-def source_name(path: str) -> str:
-    """What rows that name no source are called after: a local file or folder, or the hub name."""
-    return Path(path).name.split(".")[0] if os.path.exists(path) else path
+def _split_place(word: str, folder: Path = Path()) -> tuple[str, str | None, str | None]:
+    """The path, revision and subset that a place spells; what exists in the folder is a path."""
 
+    def cut(text: str, mark: str) -> tuple[str, str | None]:
+        before, _, after = text.partition(mark)
+        is_path = (folder / text).exists() or not before or not after or mark in after
+        return (text, None) if is_path else (before, after)
 
-def _parse_word(word: str) -> Source:
-    match = None if os.path.exists(word) else SHARE.fullmatch(word)
-    if not match:
-        return Source(word)
-    path, number = match.groups()
-    return Source(path, cap=int(number)) if number.isdigit() else Source(path, weight=float(number))
+    path, subset = cut(word, "#")
+    path, revision = cut(path, "@")
+    return path, revision, subset
 
 
 def _read_yaml(file: Path) -> list[Source]:
@@ -136,24 +182,29 @@ def _read_yaml(file: Path) -> list[Source]:
             raise InputError(
                 f"{file}: entry {number} has {', '.join(unknown)}; known are {', '.join(known)}"
             )
-        entry["path"] = os.path.expanduser(entry["path"])
-        if (beside := file.parent / entry["path"]).exists():
-            entry["path"] = str(beside)  # a path is meant from where the file is
-        if "columns" in entry:
-            entry["columns"] = read_columns(entry["columns"], entry["path"])
-        sources.append(Source(**entry))
+        sources.append(_read_entry(entry, file.parent))
     return sources
 
 
-def source_names(paths: Sequence[str]) -> list[str]:
-    """As `source_name` of each, or where two would share one, their whole paths."""
-    short = [source_name(path) for path in paths]
+def _read_entry(entry: dict, folder: Path) -> Source:
+    """A source of a YAML file in this folder, from which its path is meant."""
+    path, revision, subset = _split_place(os.path.expanduser(entry["path"]), folder)
+    spelled = {"revision": revision, "subset": subset}
+    for name, value in spelled.items():
+        if value and name in entry:
+            raise InputError(f"{entry['path']}: its {name} stands here and in an entry; give one")
+    if "columns" in entry:
+        entry["columns"] = read_columns(entry["columns"], entry["path"])
+    beside = folder / path
+    return Source(**spelled | entry | {"path": str(beside) if beside.exists() else path})
+
+
+def named(sources: Iterable[Source]) -> list[Source]:
+    """Sources with a name each: the file's, or where two would share it, the whole path."""
+    sources = list(sources)
+    short = [source.default_name for source in sources]
     often = Counter(short)
-    named = zip(paths, short, strict=True)
-    return [name if often[name] == 1 else path[-MAX_NAME:] for path, name in named]
-
-
-def _named(sources: list[Source]) -> list[Source]:
-    names = source_names([source.path for source in sources])
-    named = zip(sources, names, strict=True)
-    return [replace(source, name=source.name or name) for source, name in named]
+    return [
+        replace(s, name=s.name or (name if often[name] == 1 else s.place[-MAX_NAME:]))
+        for s, name in zip(sources, short, strict=True)
+    ]

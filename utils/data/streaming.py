@@ -13,7 +13,7 @@ from utils.data.comparison import Comparison
 from utils.data.files import BUILDERS, PEEK, RawRow, Rows, open_splits, train_and_test
 from utils.data.formats import Reader
 from utils.data.reading import plan_reading
-from utils.data.sources import source_name
+from utils.data.sources import parse_place
 
 STANDARD_INPUT = "-"
 
@@ -67,7 +67,8 @@ def open_stream(
     """Open what --data_path names; of a folder or hub name the test split, if it has one.
 
     Args:
-        path: local path or hub name; "-" is the standard input with one JSON object a line.
+        path: local path or hub name, as `parse_place` reads it; "-" is the standard input with one
+            JSON object a line.
         layout: name of the layout (formats.py); None: found by the columns.
         columns: new names of columns; None: as they are.
         chat: whether text prompts become messages (--apply_chat_template).
@@ -83,17 +84,19 @@ def open_stream(
         reading = plan_reading(first, path, columns, layout, ranked=False, chat=chat)
         return Stream(path, "stdin", chain(first, lines), *reading)
     texts = columns.texts() if columns else ()
-    train, test = train_and_test(open_splits(path, streaming=True, texts=texts), path)
+    source = parse_place(path)
+    splits = open_splits(source.path, source.subset, source.revision, texts=texts)
+    train, test = train_and_test(splits, path)
     rows = train if test is None else test
     reading = plan_reading(rows, path, columns, layout, ranked=False, chat=chat)
-    return Stream(path, name or source_name(path), rows, *reading)
+    return Stream(path, name or source.default_name, rows, *reading)
 
 
 def open_benchmark(path: str, split: str | None, read: Reader, files: str = "*") -> list[Stream]:
     """Open a benchmark, each file of a local folder on its own.
 
     Args:
-        path: local file or folder, or hub name.
+        path: local file or folder, or hub name, as `parse_place` reads it.
         split: which one of a hub data set.
         read: the benchmark's reader. The name that it gets is a local file's path within the
             folder, without the suffix.
@@ -103,7 +106,8 @@ def open_benchmark(path: str, split: str | None, read: Reader, files: str = "*")
         InputError: it cannot be read.
     """
     if not os.path.exists(path):
-        parts = open_splits(path, streaming=True)
+        source = parse_place(path)
+        parts = open_splits(source.path, source.subset, source.revision)
         if split not in parts:
             raise InputError(f"{path}: has the splits {', '.join(parts)}; expected {split}")
         return [Stream(path, path, parts[split], read)]

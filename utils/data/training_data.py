@@ -129,7 +129,7 @@ def open_stream(
     """
     for source in parse_sources(args.data_path, "--data_path"):
         if source.cap is not None:
-            raise InputError(f"{source.path}: a cap ({source.cap}) does not go with --streaming")
+            raise InputError(f"{source.place}: a cap ({source.cap}) does not go with --streaming")
     opened = open_sources(args, "--data_path", encoder, streaming=True)
     given = open_sources(args, "--eval_data_path", encoder)
     weights = [one.source.weight for one in opened if one.source.weight is not None] or None

@@ -8,6 +8,7 @@ from string import Template
 
 from huggingface_hub import ModelCardData
 
+from utils.data.sources import parse_word
 from utils.evaluation.tables import figure, markdown_grid
 
 METRICS = (
@@ -188,12 +189,13 @@ def _front_matter(args: Namespace) -> str:
     # Only what is on the hub may be named there.
     base = None if os.path.exists(args.model_name_or_path) else args.model_name_or_path
     paths = args.data_path + (args.eval_data_path or [])
+    names = [parse_word(path).repository for path in paths]
     return ModelCardData(
         library_name="transformers" if args.save_format == "hf" else None,
         pipeline_tag="text-classification",
         tags=["reward-model"] + (["deepspeed-chat"] if args.save_format == "dschat" else []),
         base_model=base,
-        datasets=[path for path in dict.fromkeys(paths) if not os.path.exists(path)] or None,
+        datasets=[name for name in dict.fromkeys(names) if name] or None,
     ).to_yaml()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from huggingface_hub.errors import HTTPError
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
@@ -17,6 +18,7 @@ from transformers.utils import (
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from utils.arguments import InputError
+from utils.hub_errors import explain
 
 # In the order in which Transformers looks for them.
 WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
@@ -89,7 +91,7 @@ def not_a_model(path: str, expected: str, error: Exception) -> str:
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:
         return f"{path}: no such folder (--model_name_or_path)"
     return (
-        f"{path}: neither a folder nor a model that the hub gave ({reason(error)}). Without "
+        f"{path}: neither a folder nor a model that the hub gave ({explain(error)}). Without "
         "network, give a local folder (--model_name_or_path)"
     )
 
@@ -156,7 +158,7 @@ def _weight_files(path: str) -> list[Path]:
         try:
             files = (cached_file(path, name, **optional) for name in WEIGHT_FILES)
             found = next((Path(file) for file in files if file), None)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPError) as error:
             raise InputError(not_a_model(path, SAFE_WEIGHTS_NAME, error)) from error
     if found is None and (kind := other_kind(path)):
         raise InputError(f"{path}: not a model that can be loaded: it is {kind}")
