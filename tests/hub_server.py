@@ -46,6 +46,11 @@ class Hub:
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+    def environment(self, home: Path, offline: bool = False) -> dict[str, str]:
+        """Variables for clients of this hub, with their cache in a folder of the test."""
+        switch = str(int(offline))
+        return {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": switch}
+
     def folder(self, kind: str, name: str, revision: str = "main") -> Path:
         """Where the files of a repository are laid out; kind is models or datasets."""
         folder = self.root / kind / name.replace("/", "--") / revision
@@ -73,9 +78,9 @@ class Hub:
         return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
 
     def downloads(self) -> Counter[str]:
-        """How often each large file was fetched."""
-        found = [(path, n) for (method, path), n in self.requests.items() if method == "GET"]
-        return Counter({path.rpartition("/")[2]: n for path, n in found if "/large/" in path})
+        """How often each large file was fetched: OWNER--NAME/REVISION/FILE."""
+        large = [path for _, path in self.requests if path.startswith("/large/")]
+        return Counter({path.split("/", 3)[3]: self.requests["GET", path] for path in large})
 
 
 def _hash(path: Path) -> str:

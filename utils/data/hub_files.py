@@ -14,7 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import get_cached_repo_tree, snapshot_download
-from huggingface_hub.utils import logging
 
 from utils import distributed
 
@@ -45,7 +44,6 @@ class HubFiles:
     def __init__(self, path: str, revision: str | None = None):
         self.name, self.folder = split_name(path)
         self.cards = [os.path.join(self.folder, card) for card in CARDS]
-        logging.set_verbosity(logging.CRITICAL)  # an InputError says it
         snapshot = self._download(revision, self.cards)
         self.commit = os.path.basename(snapshot)
         tree = get_cached_repo_tree(self.name, repo_type="dataset", revision=self.commit)
@@ -63,7 +61,7 @@ class HubFiles:
                 place.touch()
             folder = os.path.join(top, self.folder)
             if not os.path.isdir(folder):
-                raise FileNotFoundError(f"the data set has {self._folders()}")
+                raise FileNotFoundError(f"it has {self._folders()}")
             for card in set(self.cards) & set(self.files):
                 shutil.copy(os.path.join(self.root, os.path.basename(card)), folder)
             try:

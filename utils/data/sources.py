@@ -113,8 +113,8 @@ def parse_sources(
     """Read what a flag names.
 
     Args:
-        words: each `PATH`, `PATH:0.3` (a weight), `PATH:5000` (a cap) or a YAML file whose
-            `sources` is a list with the attributes of Source.
+        words: each a place (`parse_place`), perhaps with a weight (`PLACE:0.3`) or a cap
+            (`PLACE:5000`), or a YAML file whose `sources` is a list with the attributes of Source.
         flag: --data_path or --eval_data_path, for messages.
         layout: --format, for the sources that do not name theirs.
         columns: --columns, for the sources that do not name theirs.

@@ -70,8 +70,9 @@ def _add_input(parser):
         "--data_path",
         type=user_path,
         nargs="+",
-        help="files, folders or hub names with comparisons, in any layout that main.py takes, or "
-        "with prompt and response(s) that nobody ranked; - reads JSON lines from standard input",
+        help="files, folders or hub names (also OWNER/NAME/FOLDER, NAME@REVISION, NAME#SUBSET) "
+        "with comparisons, in any layout that main.py takes, or with prompt and response(s) that "
+        "nobody ranked; - reads JSON lines from standard input",
     )
     add_format(add, FORMATS)
     add_columns(add)

@@ -1,0 +1,158 @@
+"""Whole commands with names of the hub, served on the loopback address to the real clients."""
+
+import json
+import re
+import shutil
+
+import datasets
+import pytest
+
+from tests.conftest import (
+    ROOT,
+    free_port,
+    make_pairs,
+    read_metrics,
+    run_command,
+    save_language_model,
+    train_opt_tokenizer,
+)
+from tests.hub_server import Hub
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAIRS = make_pairs(40)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """facebook/opt-350m, tiny, and Dahoas/rm-static, short; copies of both that fail."""
+    hub = Hub(tmp_path_factory.mktemp("hub"))
+    model = hub.folder("models", "facebook/opt-350m")
+    save_language_model(model, train_opt_tokenizer(), max_position_embeddings=512)
+    data = hub.folder("datasets", "Dahoas/rm-static")
+    (data / "data").mkdir()
+    for split, rows in {"train": PAIRS[:32], "test": PAIRS[32:]}.items():
+        table = datasets.Dataset.from_list(rows)
+        table.to_parquet(data / "data" / f"{split}-00000-of-00001-2a1df75c6bce91ab.parquet")
+    (data / "README.md").write_text("---\ndataset_info:\n  dataset_size: 7\n---\n# rm-static\n")
+    for fault in ("gated", "down", "cut"):
+        hub.faults[f"some/{fault}"] = fault
+        for kind, folder in {"models": model, "datasets": data}.items():
+            shutil.copytree(folder, hub.folder(kind, f"some/{fault}"), dirs_exist_ok=True)
+    return hub
+
+
+def run(hub, home, *words, offline=False):
+    """Run a command of the project as somebody who has this hub; its requests begin anew."""
+    hub.requests.clear()
+    variables = [f"{name}={value}" for name, value in hub.environment(home, offline).items()]
+    return run_command("env", *variables, *words)
+
+
+def deepspeed_chat(folder) -> list[str]:
+    """The README's command line of DeepSpeed-Chat, with its files in a folder of the test.
+
+    Its bf16 and offload are left out: they are slow, or need a compiler, on a CPU.
+    """
+    (command,) = re.findall(
+        r"^deepspeed --num_gpus 1 (main\.py --data_path D.*?)^```", README, re.S | re.M
+    )
+    command = command.replace("\\\n", " ").replace("--offload --dtype bf16", "--dtype fp32")
+    for place in ("/tmp/data_files", "output/step2_tensorboard", "output/step2"):
+        command = command.replace(f" {place} ", f" {folder}/{place.split('/')[-1]} ")
+    return command.split()
+
+
+def test_the_command_line_of_deepspeed_chat_with_the_names_of_the_hub(hub, tmp_path):
+    """In two processes, then without network in one, with nothing but what was fetched."""
+    home = tmp_path / "home"
+    launcher = ("deepspeed", "--num_gpus", 2, "--master_port", free_port())
+    done = run(hub, home, *launcher, *deepspeed_chat(tmp_path / "two"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(hub.downloads().values()) == {1} and len(hub.downloads()) == 3
+    contents = {path: n for (method, path), n in hub.requests.items() if method == "GET"}
+    assert {n for path, n in contents.items() if "/resolve/" in path} == {1}
+    counts = json.loads((tmp_path / "two/step2/training_args.json").read_text())["data"]
+    assert counts["train"]["Dahoas/rm-static"]["comparisons"] == 32
+    assert counts["eval"]["Dahoas/rm-static (test)"]["comparisons"] == 8
+
+    done = run(hub, home, "python", *deepspeed_chat(tmp_path / "one"), offline=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not hub.requests
+    two, one = (read_metrics(tmp_path / name / "step2") for name in ("two", "one"))
+    assert one[0]["eval_loss"] == pytest.approx(two[0]["eval_loss"], abs=1e-5)
+
+    # What training has fetched is also there to be scored.
+    model = ("--model_name_or_path", tmp_path / "one/step2", "--data_path", "Dahoas/rm-static")
+    out = tmp_path / "scores"
+    done = run(hub, home, "python", "rw_eval.py", *model, "--output_dir", out, offline=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len((out / "scores.jsonl").read_text().splitlines()) == 8 and not hub.requests
+
+
+# Runs main() of both programs with one wrong name after another and prints what they say.
+FAULTY = """
+import sys, time
+from main import main as train
+from rw_eval import main as score
+from utils.arguments import InputError
+from utils.evaluation.arguments import parse_evaluation_arguments
+from utils.training.arguments import parse_training_arguments
+
+time.sleep = lambda seconds: None  # between tries
+folder, *names = sys.argv[1:]
+good = ["facebook/opt-350m", "Dahoas/rm-static"]
+for name in names:
+    for model, data in ((name, good[1]), (good[0], name)):
+        words = ["--model_name_or_path", model, "--data_path", data, "--output_dir", folder]
+        for program, parse in (
+            (train, parse_training_arguments),
+            (score, parse_evaluation_arguments),
+        ):
+            try:
+                program(parse(words))
+            except InputError as error:
+                print(f"{program.__module__} {model} {data}: {error}")
+"""
+REASONS = {
+    "no/such": "there is none of this name, or it is private and needs HF_TOKEN",
+    "some/gated": "access is restricted: ask for it on its page, and give HF_TOKEN",
+    "some/down": "500 Internal Server Error",
+    "some/cut": "peer closed connection without sending complete message body",
+}
+
+
+def test_a_name_that_the_hub_does_not_give_is_one_line(hub, tmp_path):
+    done = run(
+        hub,
+        tmp_path,
+        "env",
+        f"PYTHONPATH={ROOT}",
+        "python",
+        "-c",
+        FAULTY,
+        tmp_path / "out",
+        *REASONS,
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith(("main ", "rw_eval "))]
+    wrong = [
+        (name, data) for name in REASONS for data in (False, True) for _ in ("main", "rw_eval")
+    ]
+    assert len(said) == len(wrong)
+    for (name, is_data), line in zip(wrong, said, strict=True):
+        assert REASONS[name] in line, line
+        kind = (
+            "neither a local path nor, on the hub," if is_data else "neither a folder nor a model"
+        )
+        assert f": {name}: {kind}" in line
+    assert "Trying to resume" not in done.stderr
+
+
+def test_two_processes_end_where_the_hub_refuses(hub, tmp_path):
+    names = ("--model_name_or_path", "facebook/opt-350m", "--data_path", "some/gated")
+    launcher = ("deepspeed", "--num_gpus", 2, "--master_port", free_port())
+    done = run(hub, tmp_path, *launcher, "main.py", *names, "--output_dir", tmp_path / "out")
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "some/gated: " in line]
+    assert line.startswith("error: some/gated: neither a local path nor, on the hub, the data set")
+    assert sum(n for (_, path), n in hub.requests.items() if "some/gated" in path) == 1
