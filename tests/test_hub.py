@@ -3,9 +3,13 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import datasets
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
 from tests.conftest import (
     ROOT,
@@ -22,12 +26,36 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAIRS = make_pairs(40)
 
 
+def write_opt_350m(folder: Path) -> Path:
+    """A tiny model with the files of facebook/opt-350m: .bin in fp16, no tokenizer.json."""
+    tokenizer = train_opt_tokenizer()
+    made = save_language_model(folder.parent / "made", tokenizer, max_position_embeddings=512)
+    weights = load_file(made / "model.safetensors")
+    halves = {name.removeprefix("model."): weight.half() for name, weight in weights.items()}
+    torch.save(halves, folder / "pytorch_model.bin")
+    config = json.loads((made / "config.json").read_text()) | {"dtype": "float16"}
+    special = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "</s>"}
+    kind = {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "errors": "replace"}
+    for name, content in {
+        "config.json": config,
+        "special_tokens_map.json": special,
+        "tokenizer_config.json": {**kind, **special},
+    }.items():
+        (folder / name).write_text(json.dumps(content))
+    tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json and merges.txt
+    shutil.rmtree(made)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """facebook/opt-350m, tiny, and Dahoas/rm-static, short; copies of both that fail."""
     hub = Hub(tmp_path_factory.mktemp("hub"))
-    model = hub.folder("models", "facebook/opt-350m")
-    save_language_model(model, train_opt_tokenizer(), max_position_embeddings=512)
+    model = write_opt_350m(hub.folder("models", "facebook/opt-350m"))
+    reward = hub.folder("models", "some/reward")
+    save_language_model(reward, train_opt_tokenizer(), max_position_embeddings=512)
+    scorer = AutoModelForSequenceClassification.from_pretrained(reward, num_labels=1)
+    scorer.save_pretrained(reward)
     data = hub.folder("datasets", "Dahoas/rm-static")
     (data / "data").mkdir()
     for split, rows in {"train": PAIRS[:32], "test": PAIRS[32:]}.items():
@@ -100,14 +128,15 @@ from utils.training.arguments import parse_training_arguments
 
 time.sleep = lambda seconds: None  # between tries
 folder, *names = sys.argv[1:]
-good = ["facebook/opt-350m", "Dahoas/rm-static"]
+programs = (
+    (train, parse_training_arguments, "facebook/opt-350m"),
+    (score, parse_evaluation_arguments, "some/reward"),
+)
 for name in names:
-    for model, data in ((name, good[1]), (good[0], name)):
-        words = ["--model_name_or_path", model, "--data_path", data, "--output_dir", folder]
-        for program, parse in (
-            (train, parse_training_arguments),
-            (score, parse_evaluation_arguments),
-        ):
+    for is_data in (False, True):
+        for program, parse, good in programs:
+            model, data = (good, name) if is_data else (name, "Dahoas/rm-static")
+            words = ["--model_name_or_path", model, "--data_path", data, "--output_dir", folder]
             try:
                 program(parse(words))
             except InputError as error:

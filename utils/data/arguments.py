@@ -15,10 +15,10 @@ def add_data(parser) -> None:
         type=user_path,
         nargs="+",
         default=["Dahoas/rm-static"],
-        help="training comparisons: JSON, JSONL, Parquet or CSV files (also .gz), folders of "
-        "such files, hub names (OWNER/NAME[/FOLDER][@REVISION]), or a YAML file that "
-        "lists such; PATH#SUBSET takes a configuration, PATH:0.3 gives a weight (to all or "
-        "none), PATH:5000 a fixed random sample of so many",
+        help="training comparisons: JSON, JSONL, Parquet or CSV files (also .gz), folders with "
+        "train and test files, hub names (OWNER/NAME[/FOLDER][@REVISION]), or a YAML file that "
+        "lists such sources; PATH#SUBSET takes a configuration, PATH:0.3 gives a weight (to all "
+        "of them or none), PATH:5000 takes a fixed random sample of so many",
     )
     add(
         "--eval_data_path",

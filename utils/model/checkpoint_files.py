@@ -178,7 +178,9 @@ def _weight_files(path: str) -> list[Path]:
         return [found]
     try:
         shards = [Path(file) for file in get_checkpoint_shard_files(path, str(found))[0]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, HTTPError) as error:
+        if isinstance(error, OSError | HTTPError) and not folder.is_dir():
+            raise InputError(not_a_model(path, "its weights", error)) from error
         raise InputError(f"{found}: not an index of weights ({reason(error)})") from error
     missing = [file.name for file in shards if not file.is_file()]
     if missing:
