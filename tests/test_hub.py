@@ -99,6 +99,7 @@ def test_the_command_line_of_deepspeed_chat_with_the_names_of_the_hub(hub, tmp_p
     assert set(hub.downloads().values()) == {1} and len(hub.downloads()) == 3
     contents = {path: n for (method, path), n in hub.requests.items() if method == "GET"}
     assert {n for path, n in contents.items() if "/resolve/" in path} == {1}
+    assert not any("/commits/" in path or "/discussions" in path for _, path in hub.requests)
     counts = json.loads((tmp_path / "two/step2/training_args.json").read_text())["data"]
     assert counts["train"]["Dahoas/rm-static"]["comparisons"] == 32
     assert counts["eval"]["Dahoas/rm-static (test)"]["comparisons"] == 8

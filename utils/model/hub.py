@@ -27,6 +27,9 @@ from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import NAME as SHARED_PREFIX
 from utils.model.weight_check import Checked, check_headers, check_names, prefix_of
 
+# Else Transformers asks a service on the hub, in the background, to convert a .bin to safetensors.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # What a saved model may consist of, beside config.json and README.md, which always are there.
