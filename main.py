@@ -24,7 +24,6 @@ if __name__ == "__main__":
 
 import torch
 import transformers
-from huggingface_hub.utils import logging as hub_logging
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from utils import distributed
@@ -77,9 +76,7 @@ AUDITED = ("data_path", "eval_data_path", "model_name_or_path", "max_seq_len", "
 
 def main(args: Namespace) -> None:
     """Train as the command line says: data, model, engine, loop, save."""
-    transformers.utils.logging.set_verbosity_error()  # hub.py reports what loading finds
-    transformers.utils.logging.disable_progress_bar()
-    hub_logging.set_verbosity(hub_logging.CRITICAL)  # an InputError says what it did not give
+    hub.quieten_libraries()
     distributed.keep_freed_memory()
     device = distributed.initialize(args.local_rank)
     check_folders(args)

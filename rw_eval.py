@@ -26,8 +26,6 @@ if __name__ == "__main__":
     ARGS = parse_evaluation_arguments()
 
 import torch
-import transformers
-from huggingface_hub.utils import logging as hub_logging
 from transformers import PreTrainedConfig
 
 from utils import distributed
@@ -69,9 +67,7 @@ def main(args: argparse.Namespace) -> None:
     if args.compare:
         compare_models(args)
         return
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    hub_logging.set_verbosity(hub_logging.CRITICAL)  # an InputError says what it did not give
+    hub.quieten_libraries()
     distributed.keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if "RANK" in os.environ:

@@ -21,7 +21,7 @@ from utils.training.arguments import parse_training_arguments, training_parser
 from utils.training.folders import check_folders
 
 # What else flags take as it stands.
-TEXTS = {"lora_module_name", "data_split", "prompt", "response"}
+TEXTS = {"lora_module_name", "data_split", "columns", "prompt", "response"}
 NAMES = ["a[b]", "{a,b}", "*", "?", "a b", "é日本", "a:b@c", "a::b", "[!x]*"]
 
 

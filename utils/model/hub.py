@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import transformers
+from huggingface_hub.utils import logging as hub_logging
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -52,6 +54,13 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template*", "vocab.json", "merges.txt"),
 )
+
+
+def quieten_libraries() -> None:
+    """Silence what Transformers and the hub's client write: our own notes and errors say it."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    hub_logging.set_verbosity(hub_logging.CRITICAL)
 
 
 def load_config(path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
