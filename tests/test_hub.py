@@ -91,7 +91,11 @@ def deepspeed_chat(folder) -> list[str]:
 
 
 def test_the_command_line_of_deepspeed_chat_with_the_names_of_the_hub(hub, tmp_path):
-    """In two processes, then without network in one, with nothing but what was fetched."""
+    """In one process and in two; then without network, with nothing but what was fetched."""
+    done = run(hub, tmp_path / "another home", "python", *deepspeed_chat(tmp_path / "first"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(hub.downloads().values()) == {1} and len(hub.downloads()) == 3
+
     home = tmp_path / "home"
     launcher = ("deepspeed", "--num_gpus", 2, "--master_port", free_port())
     done = run(hub, home, *launcher, *deepspeed_chat(tmp_path / "two"))
@@ -107,7 +111,8 @@ def test_the_command_line_of_deepspeed_chat_with_the_names_of_the_hub(hub, tmp_p
     done = run(hub, home, "python", *deepspeed_chat(tmp_path / "one"), offline=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not hub.requests
-    two, one = (read_metrics(tmp_path / name / "step2") for name in ("two", "one"))
+    first, two, one = (read_metrics(tmp_path / n / "step2") for n in ("first", "two", "one"))
+    assert one[0]["eval_loss"] == first[0]["eval_loss"]
     assert one[0]["eval_loss"] == pytest.approx(two[0]["eval_loss"], abs=1e-5)
 
     # What training has fetched is also there to be scored.
