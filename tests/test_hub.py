@@ -77,14 +77,11 @@ def run(hub, home, *words, offline=False):
 
 
 def deepspeed_chat(folder) -> list[str]:
-    """The README's command line of DeepSpeed-Chat, with its files in a folder of the test.
-
-    Its bf16 and offload are left out: they are slow, or need a compiler, on a CPU.
-    """
+    """The README's command line of DeepSpeed-Chat, with its files in a folder of the test."""
     (command,) = re.findall(
         r"^deepspeed --num_gpus 1 (main\.py --data_path D.*?)^```", README, re.S | re.M
     )
-    command = command.replace("\\\n", " ").replace("--offload --dtype bf16", "--dtype fp32")
+    command = command.replace("\\\n", " ")
     for place in ("/tmp/data_files", "output/step2_tensorboard", "output/step2"):
         command = command.replace(f" {place} ", f" {folder}/{place.split('/')[-1]} ")
     return command.split()
