@@ -120,6 +120,26 @@ def test_the_command_line_of_deepspeed_chat_with_the_names_of_the_hub(hub, tmp_p
     assert len((out / "scores.jsonl").read_text().splitlines()) == 8 and not hub.requests
 
 
+TOKENS = """
+import sys
+from huggingface_hub import snapshot_download
+from utils.model.hub import load_tokenizer
+for place in sys.argv[1], snapshot_download(sys.argv[1]):
+    print(load_tokenizer(place)("a b").input_ids)
+"""
+
+
+def test_a_tokenizer_in_parts_is_the_same_by_name_and_in_a_folder(hub, tmp_path):
+    """Old OPTs have no tokenizer_config.json to say that `</s>` begins every text."""
+    folder = hub.folder("models", "some/old-opt")
+    write_opt_350m(folder)
+    (folder / "tokenizer_config.json").unlink()
+    place = f"PYTHONPATH={ROOT}"
+    done = run(hub, tmp_path, "env", place, "python", "-c", TOKENS, "some/old-opt")
+    by_name, in_folder = done.stdout.splitlines()[-2:]
+    assert by_name == in_folder == str(train_opt_tokenizer()("a b").input_ids), done.stderr
+
+
 # Runs main() of both programs with one wrong name after another and prints what they say.
 FAULTY = """
 import sys, time

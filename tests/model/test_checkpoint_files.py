@@ -149,7 +149,9 @@ def test_a_file_and_a_folder_that_may_not_be_read(opt_model, monkeypatch):
     [
         ("tokenizer.json", POINTER, "tokenizer.json: a pointer of Git LFS"),
         ("chat_template.jinja", POINTER, "chat_template.jinja: a pointer of Git LFS"),
+        ("tokenizer.model", POINTER, "tokenizer.model: a pointer of Git LFS"),
         ("tokenizer.json", "{}", "not a model that can be loaded"),
+        ("tokenizer_config.json", '{"chat_template": 5}', "the chat template is 5, not a text"),
         ("tokenizer_config.json", "[]", "not a model that can be loaded"),
     ],
 )
@@ -157,6 +159,22 @@ def test_damaged_files_of_a_tokenizer(opt_model, file, content, message):
     (opt_model / file).write_text(content)
     with pytest.raises(InputError, match=message):
         hub.load_tokenizer(str(opt_model))
+
+
+def test_a_tokenizer_of_sentencepiece_names_its_own_library(opt_model, monkeypatch):
+    """Transformers asks for tiktoken, which could not read it."""
+    (opt_model / "tokenizer.json").unlink()
+    (opt_model / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    settings = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}
+    (opt_model / "tokenizer_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(hub, "is_sentencepiece_available", lambda: False)
+    with pytest.raises(InputError, match="pip install sentencepiece, or copy the model's"):
+        hub.load_tokenizer(str(opt_model))
+
+
+def test_a_folder_above_the_models_names_them(opt_model):
+    with pytest.raises(InputError, match=r"no config.json; there are models in opt\)"):
+        hub.load_config(str(opt_model.parent))
 
 
 @pytest.mark.parametrize("with_config", [True, False])

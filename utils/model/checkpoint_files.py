@@ -83,6 +83,13 @@ def not_a_model(path: str, expected: str, error: Exception) -> str:
         )
     if what := other_kind(path):
         return f"{path}: not a model that can be loaded: it is {what} (--model_name_or_path)"
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+        inside = sorted(file.parent.name for file in Path(path).glob("*/config.json"))
+        models = f"; there are models in {', '.join(inside[:3])}" if inside else ""
+        return (
+            f"{path}: not a model that can be loaded (no config.json{models}); expected {expected} "
+            "as save_pretrained writes it (--model_name_or_path)"
+        )
     if os.path.isdir(path):
         return (
             f"{path}: not a model that can be loaded ({reason(error)}); expected {expected} as "

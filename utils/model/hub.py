@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.integrations import HfDeepSpeedConfig
+from transformers.utils import is_sentencepiece_available
+from transformers.utils.hub import cached_file
 
 from utils.arguments import InputError
 from utils.model import deepspeed_chat
@@ -52,7 +54,7 @@ MODEL_FILES = (
 # Of them, what is read with the tokenizer.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template*", "vocab.json", "merges.txt"),
+    *("chat_template*", "vocab.json", "merges.txt", "*.model"),
 )
 
 
@@ -95,13 +97,17 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
     """
     source = deepspeed_chat.tokenizer_source(path)
     check_pointers(source, *TOKENIZER_FILES)
+    folder = Path(source)
     try:
-        options = _tokenizer_options(Path(source))
+        folder = _tokenizer_folder(source)
+        options = _tokenizer_options(folder)
         options["trust_remote_code"] = trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        fault = _tokenizer_fault(Path(source), tokenizer)
+        fault = _tokenizer_fault(folder, tokenizer)
     except Exception as error:
-        message = not_a_model(source, "tokenizer.json", error)
+        message = _needs_sentencepiece(source, folder) or not_a_model(
+            source, "tokenizer.json", error
+        )
         if source != path:
             message = f"{path}: no tokenizer.json; config.json says that it is in {message}"
         raise InputError(message) from error
@@ -316,6 +322,27 @@ def _equal(new: Path, old: Path) -> bool:
     return not is_large and old.is_file() and filecmp.cmp(new, old, shallow=False)
 
 
+def _tokenizer_folder(source: str) -> Path:
+    """Where the files of a tokenizer are; those of a hub name after they were downloaded."""
+    if os.path.isdir(source):
+        return Path(source)
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "added_tokens.json")
+    optional = {"_raise_exceptions_for_missing_entries": False}
+    files = [cached_file(source, name, **optional) for name in ("config.json", *names)]
+    return next((Path(file).parent for file in files if file), Path(source))
+
+
+def _needs_sentencepiece(source: str, folder: Path) -> str:
+    """Why a tokenizer cannot be read without a library, where Transformers names another."""
+    has_model = any(folder.glob("*.model")) and not (folder / "tokenizer.json").exists()
+    if not has_model or is_sentencepiece_available():
+        return ""
+    return (
+        f"{source}: the tokenizer is one of sentencepiece (*.model, no tokenizer.json): pip "
+        "install sentencepiece, or copy the model's tokenizer.json into the folder"
+    )
+
+
 def _tokenizer_options(folder: Path) -> dict:
     """What AutoTokenizer cannot know of an old folder: OPT begins every text with its `</s>`.
 
@@ -332,6 +359,8 @@ def _tokenizer_fault(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """What is wrong with a tokenizer that Transformers made of a folder without a word; or ""."""
     if not tokenizer.vocab_size:
         return "the tokenizer's files have no vocabulary"
+    if not isinstance(tokenizer.chat_template, str | dict | None):
+        return f"the chat template is {tokenizer.chat_template!r}, not a text"
     if (folder / "tokenizer.json").is_file() or not (folder / "vocab.json").is_file():
         return ""
 
