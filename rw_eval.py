@@ -9,12 +9,13 @@
 """
 
 import argparse
+import json
 import os
 import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from utils.arguments import InputError, stop_on_signals
@@ -122,7 +123,7 @@ def load_encoder(
 ) -> ComparisonTokenizer:
     """The tokenizer with training's settings, where the command line does not override them."""
     tokenizer = hub.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
-    saved: dict = getattr(config, "reward_settings", None) or {}
+    saved = saved_settings(args.model_name_or_path, config)
     is_foreign = not saved
     answer_end = args.answer_end or how_answers_end(args, saved, is_deepspeed_chat)
     end_token, notes = prepare_tokenizer(
@@ -144,11 +145,33 @@ def load_encoder(
     names = ("max_seq_len", "score_position", "apply_chat_template")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     settings = replace(TextSettings(**saved), **given, answer_end=answer_end)
+    unscored = None
     if is_foreign:
         notes.append(describe_foreign(settings, bool(tokenizer.chat_template)))
+        if (settings.answer_end, settings.score_position) == ("as_written", "end"):
+            unscored = getattr(config, "pad_token_id", None)
     distributed.log(*notes)
     check_num_padding_at_beginning(tokenizer, settings.end_token, args.num_padding_at_beginning)
-    return ComparisonTokenizer(tokenizer, settings)
+    return ComparisonTokenizer(tokenizer, settings, unscored)
+
+
+def saved_settings(path: str, config: PreTrainedConfig) -> dict:
+    """What a config says of how text became tokens in training; {} if it says nothing.
+
+    Raises:
+        InputError: it says what no TextSettings are.
+    """
+    saved = getattr(config, "reward_settings", None) or {}
+    kinds = {field.name: type(field.default) for field in fields(TextSettings)} | {"end_token": str}
+    is_wrong = not isinstance(saved, dict) or any(
+        type(value) is not kinds.get(name) for name, value in saved.items()
+    )
+    if is_wrong or (saved and "end_token" not in saved):
+        raise InputError(
+            f"{path}: reward_settings in config.json are {json.dumps(saved)[:200]}; expected those "
+            f"that main.py of this version saves ({', '.join(kinds)})"
+        )
+    return saved
 
 
 def how_answers_end(args: argparse.Namespace, saved: dict, is_deepspeed_chat: bool) -> str:

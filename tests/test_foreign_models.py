@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -116,6 +117,69 @@ def test_the_pad_token_of_a_foreign_model_may_be_its_end_token(tmp_path):
     scorer = load_scorer(save_foreign(tmp_path / "pad", "gpt2", pad="</s>"))
     (row,) = scorer([Comparison("Q ", ["a</s>", "b"], [0, 0], "s")])
     assert row["scores"] == pytest.approx(plain, abs=1e-5)
+
+
+@pytest.mark.parametrize("style", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_padding_at_the_end_of_a_text_is_not_scored(tmp_path, style, layout):
+    """Transformers scores the last token that is not the config's padding, be it the end token."""
+    folder = save_foreign(tmp_path, style, pad="</s>")
+    config = json.loads((folder / "config.json").read_text())
+    config["pad_token_id"] = AutoTokenizer.from_pretrained(folder).eos_token_id
+    (folder / "config.json").write_text(json.dumps(config))
+    if STYLES[style][2]:
+        (folder / "chat_template.jinja").write_text(LLAMA.replace("<|eot|>", "</s></s>"))
+    answers = [f"{answer}</s>" for answer in ANSWERS]
+    prompt = [user("Q")] if STYLES[style][2] else "Q "
+    expected = plain_scores(folder, prompt, answers)
+    (row,) = load_scorer(folder, "--batch_layout", layout)(
+        [Comparison(prompt, answers, [0] * 4, "s")]
+    )
+    assert row["scores"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_model_whose_tokenizer_has_no_end_token_is_scored(tmp_path):
+    folder = save_foreign(tmp_path, "gpt2")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": None}))
+    (row,) = load_scorer(folder)([Comparison("Q ", ANSWERS, [0] * 4, "s")])
+    assert row["scores"] == pytest.approx(plain_scores(folder, "Q ", ANSWERS), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"lm_head.weight": torch.ones(400, 32)}, None),
+        ({"score.bias": torch.ones(1)}, r"left over \(score.bias"),
+        ({"score.weight": torch.ones(2, 32)}, "its head gives 2 values, not one score"),
+        (
+            {"score.weight": None, "v_head.summary.weight": torch.ones(1, 32)},
+            r"its head has another name \(v_head.summary.weight\)",
+        ),
+        ({"score.weight": None}, "this is a language model, not a reward model"),
+    ],
+)
+def test_only_a_head_that_gives_one_score_is_taken(tmp_path, changes, refusal):
+    file = save_foreign(tmp_path, "llama") / "model.safetensors"
+    prompt = [user("Q")]
+    expected = plain_scores(tmp_path, prompt, ["a", "b"])
+    weights = {**load_file(file), **changes}
+    weights = {name: weight for name, weight in weights.items() if weight is not None}
+    save_file(weights, file, metadata={"format": "pt"})
+    if refusal:
+        with pytest.raises(InputError, match=refusal):
+            load_scorer(tmp_path)
+    else:
+        (row,) = load_scorer(tmp_path)([Comparison(prompt, ["a", "b"], [0, 0], "s")])
+        assert row["scores"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("settings", ["x", {"max_seq_len": 64}, {"end_token": 5}, {"a": 1}])
+def test_settings_of_another_kind_are_refused(tmp_path, settings):
+    file = save_foreign(tmp_path, "gpt2") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"reward_settings": settings}))
+    with pytest.raises(InputError, match="reward_settings in config.json are .* expected those"):
+        load_scorer(tmp_path)
 
 
 @pytest.mark.parametrize("style", ["qwen", "gpt2"])

@@ -5,10 +5,10 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import TEXTS, save_language_model
+from tests.conftest import SIZES, TEXTS, save_language_model
 from utils.arguments import InputError
 from utils.model import hub
 
@@ -200,3 +200,18 @@ def test_a_model_of_deepspeed_chat_with_old_buffers(checkpoint, opt_tokenizer, p
     write(folder, {**weights, "v_head.bias": torch.zeros(1)}, BIN, parts)
     with pytest.raises(InputError, match=r"1 weights are left over \(v_head.bias\)"):
         load(folder, opt_tokenizer)
+
+
+def test_a_buffer_that_the_model_itself_makes_is_no_weight(tmp_path, opt_tokenizer):
+    """Whatever its name; one of another shape is left over."""
+    sizes = {**SIZES["llama"], "head_dim": 8}
+    folder = save_language_model(tmp_path, opt_tokenizer, "gemma3_text", **sizes)
+    weights = load_file(folder / "model.safetensors")
+    for shape in (), (32,):
+        name = "model.embed_tokens.embed_scale"
+        write(folder, {**weights, name: torch.ones(shape)}, SAFETENSORS)
+        if shape:
+            with pytest.raises(InputError, match=f"left over .{name}"):
+                load(folder, opt_tokenizer)
+        else:
+            assert f"makes anew are left behind: {name}" in load(folder, opt_tokenizer)[1][-1]

@@ -97,6 +97,8 @@ def prepare_tokenizer(
     if add_eot_token:
         tokenizer.add_tokens([END_OF_TEXT], special_tokens=True)
     end = END_OF_TEXT if add_eot_token else tokenizer.eos_token or tokenizer.sep_token
+    if end is None and as_written:  # nobody appends it, and any token can pad
+        end = tokenizer.convert_ids_to_tokens(0)
     if end is None:
         raise InputError(
             f"{tokenizer.name_or_path}: the tokenizer has no end token (eos_token); "
@@ -142,11 +144,19 @@ class ComparisonTokenizer:
     Args:
         tokenizer: a fast Transformers tokenizer that `prepare_tokenizer` has seen.
         settings: how text becomes tokens.
+        unscored: a token that Transformers takes for padding even where a text ends with it, so
+            that it scores the one before; None: there is none.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: TextSettings):
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        settings: TextSettings,
+        unscored: int | None = None,
+    ):
         self.tokenizer = tokenizer
         self.settings = settings
+        self.unscored = unscored
         self.render = Renderer(tokenizer, settings)
         self.leading_ids = leading_special_ids(tokenizer)
         self.as_written = settings.answer_end == "as_written"
@@ -222,6 +232,9 @@ class ComparisonTokenizer:
                 # White space at the answer's beginning is the prompt's.
                 start = batch.char_to_token(row, len(text) - len(text[prompt_end:].lstrip()))
                 start = len(ids) if start is None else start
+                while len(ids) > 1 and ids[-1] == self.unscored:
+                    ids = ids[:-1]
+                start = min(start, len(ids))
                 encoded[i] = (leading + ids + self.end_ids, len(leading) + start)
         return [encoded[i] for i in range(len(texts))]
 

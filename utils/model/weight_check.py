@@ -44,7 +44,7 @@ def check_headers(path: str, empty: PreTrainedModel, new_head: bool) -> Checked:
     renamed = deepspeed_chat.rename_weights(weights, prefix_of(empty))
     if renamed:
         weights, new_head = renamed, False  # it has a head, or a part of it is lost
-    old = old_buffers(weights, set(empty.state_dict()))
+    old = old_buffers(weights, empty)
     weights = {name: weight for name, weight in weights.items() if name not in old}
     try:
         model, info = type(empty).from_pretrained(
@@ -85,6 +85,7 @@ def check_names(
         InputError: weights are missing, left over or misshapen.
     """
     missing = sorted(info["missing_keys"])
+    unexpected = {*info["unexpected_keys"], *passed_over}
     notes = []
     if new_head and not hasattr(model, "score"):
         raise InputError(
@@ -92,10 +93,7 @@ def check_names(
             "language model"
         )
     if HEAD in missing and not new_head:
-        raise InputError(
-            f"{path}: the scalar head {HEAD} is missing: this is a language model, not a reward "
-            "model. Train it with main.py first"
-        )
+        raise InputError(f"{path}: the scalar head {HEAD} is missing: {_other_head(unexpected)}")
     if HEAD in missing:
         missing.remove(HEAD)
         notes.append("the model has no scalar head: a new one is drawn")
@@ -104,12 +102,18 @@ def check_names(
     # nor what has a buffer's name, but not its shape.
     below = (prefix_of(model), *(f"{name}." for name, _ in model.base_model.named_children()))
     behind = {name for name in passed_over if not _has_buffer_name(name)}
-    unexpected = {*info["unexpected_keys"], *passed_over}
     if new_head:
         behind |= {name for name in unexpected if not name.startswith(below)}
+    behind |= {name for name in unexpected if name.startswith(WORD_HEADS)}
     if behind:
         notes.append(f"not needed for scores and left behind: {_shown(behind)}")
 
+    for name, has, wanted in info["mismatched_keys"]:
+        if name == HEAD and has[1:] == wanted[1:]:
+            raise InputError(
+                f"{path}: its head gives {has[0]} values, not one score ({HEAD} {list(has)}); "
+                "expected a reward model with num_labels 1, or a language model to train"
+            )
     misshapen = [f"{name} {list(has)} for {list(w)}" for name, has, w in info["mismatched_keys"]]
     faults = {"missing": missing, "left over": unexpected - behind, "misshapen": misshapen}
     for kind, names in faults.items():
@@ -121,12 +125,24 @@ def check_names(
     return notes
 
 
+def _other_head(unexpected: set[str]) -> str:
+    """What a checkpoint without the scalar head is, told by its weights that have no place."""
+    others = {name for name in unexpected if re.search(r"head|score|classifier|reward", name)}
+    others = {name for name in others if not name.startswith(WORD_HEADS)}
+    if others:
+        return (
+            f"its head has another name ({_shown(others)}). If it is one linear layer without a "
+            f"bias, name its weight {HEAD} in the file"
+        )
+    return "this is a language model, not a reward model. Train it with main.py first"
+
+
 def prefix_of(model: PreTrainedModel) -> str:
     """What the names of the weights without the head begin with."""
     return f"{model.base_model_prefix}."
 
 
-def old_buffers(weights: dict[str, torch.Tensor], model_names: set[str]) -> set[str]:
+def old_buffers(weights: dict[str, torch.Tensor], empty: PreTrainedModel) -> set[str]:
     """The names of what an older Transformers saved, but makes itself now, and so is no weight.
 
     A name alone proves nothing: `attention.bias` is a causal mask in old files of GPT-NeoX, and
@@ -134,12 +150,16 @@ def old_buffers(weights: dict[str, torch.Tensor], model_names: set[str]) -> set[
 
     Args:
         weights: names and tensors of a checkpoint, also on the meta device.
-        model_names: of all that the model loads.
+        empty: the model on the meta device; its own buffers that it does not load count, too.
     """
+    model_names, prefix = set(empty.state_dict()), prefix_of(empty)
+    made = {n: b.shape for n, b in empty.named_buffers() if n not in model_names}
+    made |= {name.removeprefix(prefix): shape for name, shape in made.items()}
     return {
         name
         for name, tensor in weights.items()
-        if any(re.search(ending, name) and fits(tensor) for ending, fits in OLD_BUFFERS)
+        if made.get(name) == tensor.shape
+        or any(re.search(ending, name) and fits(tensor) for ending, fits in OLD_BUFFERS)
         and not _is_wanted(name, model_names)
     }
 
@@ -149,6 +169,9 @@ def _is_mask(tensor: torch.Tensor) -> bool:
     shape = tensor.shape
     return len(shape) > 1 and set(shape[:-2]) <= {1} and shape[-2] == shape[-1]
 
+
+# Heads that predict tokens, which change no score.
+WORD_HEADS = ("lm_head.", "embed_out.")
 
 OLD_BUFFERS: tuple[tuple[str, Callable[[torch.Tensor], bool]], ...] = (
     # The causal mask of GPT-2, GPT-Neo, GPT-J, GPT-NeoX and others, and what it puts in the place
