@@ -121,6 +121,23 @@ def test_messages_may_be_spelled_out(number):
     assert make(LONG, *one) == make(LONG, *(answer[0] for answer in answers)) == make(*texts)
 
 
+def test_spelled_messages_may_begin_with_any_field_and_odd_names_of_roles():
+    answers = ([bot("Yes.")], [bot("No.")])
+    odd = [[{"id": 3, "role": " AI", "content": answer[0]["content"]}] for answer in answers]
+    asked = [{"name": None, "role": "System", "content": "Be brief."}, user(Q)]
+    expected = Comparison(SAID, ["Yes.", "No."], (0, 1), "s")
+    for spell in (repr, json.dumps):
+        assert make(spell(asked), *map(spell, odd)) == make(asked, *odd) == expected
+
+
+def test_answers_that_all_begin_like_messages_must_be_some():
+    whole, cut = repr([bot("Yes.")]), "[{'role': 'assistant', 'content': 'it's so'}]"
+    for answers, number in (((whole, cut), 2), ((cut, cut), 1)):
+        with pytest.raises(ValueError, match=f"answer {number} is .* begins like messages"):
+            make(Q, *answers)
+    assert list(make(Q, cut, "No.").responses) == [cut, "No."]
+
+
 @pytest.mark.parametrize(
     "answers",
     [

@@ -1,3 +1,4 @@
+import datetime
 import json
 import random
 
@@ -34,6 +35,16 @@ def test_a_value_is_read_as_it_was_written(seed):
 def test_commas_that_numpy_leaves_out_are_put_in(written):
     kind = object if isinstance(written[0], dict | str) else None
     assert read_spelled(str(np.array(written, dtype=kind))) == written
+
+
+@pytest.mark.parametrize("written", [[{"a": "nan, f(x), dtype=object)"}], [{"a": {"b": "it's"}}]])
+def test_arrays_and_values_of_other_types_are_read_for_what_they_hold(written):
+    array = np.empty(1, dtype=object)
+    array[0] = written[0] | {"inner": np.array([{"c": 1}, {"d": 2}], dtype=object)}
+    others = {"n": float("nan"), "t": datetime.datetime(2026, 1, 31), "s": np.str_("x")}
+    expected = [{**written[0], "inner": [{"c": 1}, {"d": 2}]}]
+    assert read_spelled(repr(array)) == read_spelled(str(array)) == expected
+    assert read_spelled(repr([others])) == [{"n": None, "t": (2026, 1, 31, 0, 0), "s": "x"}]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from utils.data.messages import (
     is_empty,
     read_messages,
     spells_messages,
+    spells_value,
 )
 
 TURN = "\n\nAssistant:"
@@ -150,6 +151,13 @@ def _read_spellings(prompt: Any, responses: Sequence) -> tuple[Any, list]:
     spelled = [as_messages(response) for response in responses]
     if all(isinstance(response, list) for response in spelled):
         return prompt, spelled
+    if all(isinstance(r, str) and spells_messages(r) for r in responses):
+        for number, response in enumerate(responses, 1):
+            if not spells_value(response):  # of one alone, it may be what was asked for
+                raise ValueError(
+                    f"answer {number} is {shorten(response)}; it begins like messages, but is no "
+                    "list"
+                )
     return prompt, [r if isinstance(r, str) else as_messages(r) for r in responses]
 
 

@@ -18,7 +18,7 @@ from utils.data.spelling import read_spelled
 SPEAKERS = {
     **dict.fromkeys(("human", "user", "prompter"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing", "claude"), "assistant"),
-    **dict.fromkeys(("model", "bot", "chatbot"), "assistant"),
+    **dict.fromkeys(("model", "bot", "chatbot", "ai"), "assistant"),
 }
 ROLES = {
     "system": "system",
@@ -29,8 +29,11 @@ ROLES = {
 # Roles of chat templates that ShareGPT does not have.
 OTHER_ROLES = ("developer", "function", "ipython")
 
-# How a list of messages begins, whether JSON, Python or NumPy has spelled it.
-SPELLED = re.compile(r"\s*\[?\s*\{\s*['\"](?:role|from|content|value)['\"]\s*:")
+# How a list of messages begins, whether JSON, Python or NumPy has spelled it; and how any list of
+# dicts does, of which the first field may be another.
+SPELLED = re.compile(r"\s*(?:array\()?\[?\s*\{\s*['\"](?:role|from|content|value)['\"]\s*:")
+DICTS = re.compile(r"\s*(?:array\()?\[?\s*\{\s*['\"]\w+['\"]\s*:")
+ROLE = re.compile(r"['\"](?:role|from)['\"]\s*:")
 
 # Fields in which a message says something beside its content: thoughts, by the names that APIs and
 # templates have for them, and calls ("function_call" is OpenAI's older name).
@@ -82,7 +85,7 @@ def as_messages(value: Any) -> Any:
 
     What is none of these comes back as it is: an answer that merely is JSON stays a text.
     """
-    if isinstance(value, str) and spells_messages(value):
+    if isinstance(value, str) and DICTS.match(value) and ROLE.search(value):
         try:
             spelled = read_spelled(value)
         except ValueError:
@@ -97,6 +100,15 @@ def spells_messages(text: str) -> bool:
     return SPELLED.match(text) is not None
 
 
+def spells_value(text: str) -> bool:
+    """Whether a text is the spelling of a value from its beginning to its end."""
+    try:
+        read_spelled(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _are_messages(value: Any) -> bool:
     """Whether a value is a list of dicts that have a role which chat templates or ShareGPT know."""
     if not isinstance(value, list) or not value:
@@ -105,7 +117,7 @@ def _are_messages(value: Any) -> bool:
         fields = message if isinstance(message, dict) else {}
         role = fields.get("role") or fields.get("from")
         says = "value" if fields.get("role") is None else "content"
-        known = isinstance(role, str) and (role.lower() in ROLES or role in OTHER_ROLES)
+        known = isinstance(role, str) and role.strip().lower() in (*ROLES, *OTHER_ROLES)
         if not known or not (says in fields or "tool_calls" in fields):
             return False
     return True
@@ -180,7 +192,10 @@ def _read_message(message: dict) -> Message:
 
 def _plain_role(role: object) -> object:
     """ShareGPT's names of user and assistant become those of chat templates; others stay."""
-    return SPEAKERS.get(role.lower(), role) if isinstance(role, str) else role
+    if not isinstance(role, str):
+        return role
+    plain = role.strip().lower()
+    return SPEAKERS.get(plain, plain if plain in ("system", "tool", *OTHER_ROLES) else role)
 
 
 def _join_parts(parts: list) -> str:
@@ -196,7 +211,7 @@ def _from_sharegpt(message: dict) -> dict:
     """{"from", "value"} with the field's usual names; the value of a function call is its JSON."""
     role, value = message["from"], message.get("value")
     others = {key: part for key, part in message.items() if key not in ("from", "value")}
-    role = role.lower() if isinstance(role, str) else role
+    role = role.strip().lower() if isinstance(role, str) else role
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"from is {shorten(role)}; expected one of {', '.join(ROLES)}")
     if role != "function_call":
