@@ -128,6 +128,11 @@ PUBLIC = {
     ),
     "Dahoas/rm-static": ({"prompt": TURNS, "response": GOOD, **PAIR}, TURNS, "response"),
     "Anthropic/hh-rlhf": ({"chosen": TURNS + GOOD, "rejected": TURNS + BAD}, TURNS, "none"),
+    "argilla/Capybara-Preferences": (
+        {"conversation": [{"input": ASK, "output": PROSE}], "prompt": ASK, **CHATS},
+        SAID,
+        "conversation",
+    ),
     "argilla/dpo-mix-7k": (
         {"dataset": PROSE, **CHATS, "chosen_rating": 5.0},
         SAID,
@@ -211,6 +216,8 @@ LOST = {
         "passage",
     ),
     "spelled messages": ({"prompt": ASK, "turns": json.dumps([user(PROSE)]), **PAIR}, "turns"),
+    "a short name of the system": ({"prompt": ASK, "sys": PROSE, **PAIR}, "sys"),
+    "a table beside a question": ({"question": ASK, "schema": PROSE, **PAIR}, "schema"),
     "of transcripts": ({"chosen": TURNS + GOOD, "rejected": TURNS, "post": PROSE}, "post"),
     "for scoring": ({"prompt": ASK, "response": GOOD, "instruction": PROSE}, "instruction"),
 }
@@ -227,6 +234,30 @@ def test_text_that_nobody_reads_is_an_error_with_its_remedy(name):
         assert part in said
     assert "pairs: prompt+chosen+rejected" in said
     assert column in plan(row, f"ignore={column}", ranked=ranked).note.split("not read: ")[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy"),
+    [
+        (PROSE, "system=chat_history, or"),
+        ([user(PROSE), bot("c")], "history=chat_history, or"),
+        ([[PROSE, "c"]], "history=chat_history, or"),
+        ([PROSE, "c"], None),
+        ({"turn": PROSE}, None),
+    ],
+)
+def test_the_remedy_can_hold_the_values(value, remedy):
+    for row in ({"prompt": ASK, **PAIR}, {"prompt": ASK, "responses": ["a", "b"], "ranks": [1, 2]}):
+        row = {**row, "chat_history": value}
+        with pytest.raises(InputError, match="chat_history: not read") as caught:
+            plan(row)
+        expected = remedy if "chosen" in row or value == PROSE else None
+        assert ("as in --columns " in str(caught.value)) == bool(expected)
+        assert ("input=chat_history" in str(caught.value)) == (value == PROSE and "chosen" in row)
+        if expected:
+            assert expected in str(caught.value)
+            word = expected.removesuffix(", or")
+            assert plan(row, word).reader(row, "s").prompt != ASK
 
 
 ALLOWED = {

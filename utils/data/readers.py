@@ -241,6 +241,14 @@ def _history(row: dict, column: str = "history") -> list[Message]:
     return messages
 
 
+def is_history(value: Any) -> bool:
+    """Whether a column `history` with this value is read."""
+    try:
+        return bool(_history({"history": value}))
+    except ValueError:
+        return False
+
+
 def _history_alone(row: dict, column: str) -> str | list[Message]:
     """A history that is the whole prompt: as any other, or a text that asks (as in SHP)."""
     is_text = isinstance(row[column], str) and not row[column].lstrip().startswith("[")

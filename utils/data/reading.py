@@ -14,15 +14,17 @@ from utils.data.column_map import ColumnMap
 from utils.data.comparison import MAX_DEPTH, MAX_NAME, Comparison
 from utils.data.conversations import TURN, remainder
 from utils.data.files import PEEK, RawRow, find_columns, parse_row
-from utils.data.formats import NAMES, SYSTEM, Reader, find_reader, is_name, known_layouts
+from utils.data.formats import ASKED, NAMES, SYSTEM, Reader, find_reader, is_name, known_layouts
 from utils.data.messages import as_messages, is_empty
+from utils.data.readers import is_history
 
 # Words in the names of columns that hold text of the conversation.
 CONVERSATION = (
     *("prompt", "question", "query", "instruction", "input", "system", "history", "context"),
     *("message", "conversation", "dialogue", "dialog", "document", "doc", "passage", "post"),
     *("article", "turn", "user", "human", "chat", "utterance", "background", "persona"),
-    *("premise", "problem"),
+    *("premise", "problem", "body", "paragraph", "excerpt", "snippet", "story", "schema", "email"),
+    *("transcript", "demonstration", "shot", "sys", "developer"),
 )
 # Whole names under which a single word is text already.
 SHORTEST = ("question", "query", "instruction", "input", "context")
@@ -40,7 +42,7 @@ PROPERTY = (
     *("group", "name", "title", "model", "language", "lang", "length", "len", "token", "count"),
     *("num", "number", "score", "date", "time", "timestamp", "dataset", "source", "subset"),
     *("split", "level", "difficulty", "topic", "domain", "subject", "task", "tag", "metadata"),
-    *("meta", "info", "order", "format", "version", "status"),
+    *("meta", "info", "order", "format", "version", "status", "quality"),
 )
 WORDS_ALONE = 4  # so many words are text of the conversation where there is no prompt
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")  # Thai, Lao, kana, Han
@@ -89,10 +91,7 @@ def plan_reading(
     if lost := survey.lost:
         raise InputError(
             f"{path}: {', '.join(lost)}: not read, but text of the conversation as it seems (the "
-            f"layout {name} reads {read}). Say what it is, as in --columns "
-            f"{'prompt' if survey.is_bare else 'system'}={lost[0]}, or --columns "
-            f"ignore={','.join(lost)} if it is no part of the conversation; what stands below a "
-            f"question is its input (instruction=QUESTION input={lost[0]}). Known layouts: "
+            f"layout {name} reads {read}). {_remedy(survey, name)}. Known layouts: "
             f"{known_layouts(ranked)}"
         )
     others = ", ".join(column for column in found if column not in {*survey.used, "id"})
@@ -100,6 +99,24 @@ def plan_reading(
     for column in survey.nameless:
         note += f" ({column} names no row where it is no text of at most {MAX_NAME} characters)"
     return Reading(partial(_read_renamed, reader, columns) if columns.names else reader, note)
+
+
+def _remedy(survey: "_Survey", layout: str) -> str:
+    """What to do about columns that are lost; a name that can hold the values of the first one."""
+    lost = survey.lost
+    asks = layout in (*ASKED, "transcripts")  # it takes the columns of all of these
+    name, below = "system", ""
+    if survey.is_bare and asks:
+        name = "prompt"
+    elif lost[0] in survey.other:
+        name = "history" if asks and survey.other[lost[0]] else ""
+    elif asks:
+        below = (
+            f"; what stands below a question is its input (instruction=QUESTION input={lost[0]})"
+        )
+    say = f"Say what it is, as in --columns {name}={lost[0]}, or" if name else "Make text of it, or"
+    ignored = ",".join(lost)
+    return f"{say} --columns ignore={ignored} if it is no part of the conversation{below}"
 
 
 def _read_renamed(reader: Reader, columns: ColumnMap, row: dict, source: str) -> Comparison:
@@ -141,12 +158,14 @@ class _Survey(NamedTuple):
     Attributes:
         used: columns that are read.
         lost: columns that are not, with text of the conversation.
+        other: columns with values that are no text, and whether each is a history.
         nameless: columns of NAMES with values that are no name.
         is_bare: whether most answers have no prompt.
     """
 
     used: set[str]
     lost: list[str]
+    other: dict[str, bool]
     nameless: list[str]
     is_bare: bool
 
@@ -156,6 +175,7 @@ def _survey(rows: Iterable[RawRow], reader: Reader, columns: ColumnMap) -> _Surv
     used: set[str] = set()
     nameless: set[str] = set()
     unread: dict[str, list[_Unread]] = defaultdict(list)
+    other: dict[str, bool] = {}
     bare: list[bool] = []
     for raw in rows:
         watched = _Watched({})
@@ -175,9 +195,11 @@ def _survey(rows: Iterable[RawRow], reader: Reader, columns: ColumnMap) -> _Surv
         for column in row.keys() - (seen - {*NAMES}) - {*columns.ignored, "id"}:
             if _fewest_words(column, True) is not None:
                 unread[column].append(_added(row[column], said))
+                if not isinstance(as_messages(row[column]), str | None):
+                    other[column] = other.get(column, True) and is_history(row[column])
     is_bare = sum(bare) * 2 > len(bare)
     lost = [column for column, values in unread.items() if _is_lost(column, values, is_bare)]
-    return _Survey(used, sorted(lost), sorted(nameless), is_bare)
+    return _Survey(used, sorted(lost), other, sorted(nameless), is_bare)
 
 
 def _is_bare(comparison: Comparison, row: dict) -> bool:
@@ -231,18 +253,20 @@ def _fewest_words(column: str, is_bare: bool) -> int | None:
 def _singular(word: str) -> str:
     if word.endswith("ies"):
         return word[:-3] + "y"
-    return word[:-1] if word.endswith("s") and word[-2:] not in ("ss", "us", "is") else word
+    return word[:-1] if word.endswith("s") and word[-2:] not in ("ss", "us", "is", "ys") else word
 
 
 def _texts(value: Any, depth: int = 0) -> Iterator[str]:
-    """All texts in a value; of messages what they say."""
+    """All texts in a value; of messages what they say, and of other dicts no answers."""
     value = as_messages(value) if isinstance(value, str | dict) else value
     if isinstance(value, str):
         yield value
     elif isinstance(value, list) and depth < MAX_DEPTH:
         for part in value:
             if isinstance(part, dict):
-                keys = [key for key in ("content", "value") if key in part] or list(part)
+                keys = [key for key in ("content", "value") if key in part] or [
+                    key for key in part if key not in ANSWERS
+                ]
                 yield from (text for key in keys for text in _texts([part[key]], depth + 1))
             else:
                 yield from _texts(part, depth + 1)
