@@ -74,6 +74,7 @@ def test_the_prompt_stands_once(name):
         ([], (pair(user(Q))[0], pair(user(R))[1]), "no message before them in common"),
         (Q, ([], [bot("Rome.")]), "answer 1 has no messages"),
         (R, (TURNS + " Paris.", TURNS + " Rome."), "transcripts that do not hold the prompt"),
+        (SAID, (TURNS + " Paris.", TURNS + " Rome."), "transcripts that do not hold the prompt"),
         ('[{"role": "user", "content": ', ("a", "b"), "begins like messages, but is no list"),
     ],
 )
@@ -90,6 +91,15 @@ def test_what_contradicts_the_prompt_is_a_value_error(prompt, answers, problem):
         (TURNS, (TURNS + " Paris.", TURNS + " Rome."), (TURNS, [" Paris.", " Rome."])),
         (TURNS, (TURNS + " Paris.", " Rome."), (TURNS, [" Paris.", " Rome."])),
         (Q, (TURNS + " Paris.", TURNS + " Rome."), (TURNS, [" Paris.", " Rome."])),
+        (ONE, (TURNS + " Paris.", TURNS + " Rome."), (ONE, [" Paris.", " Rome."])),
+        (
+            [user(R)],
+            (
+                f"{TURNS} x\n\nHuman: {R}\n\nAssistant: a",
+                f"{TURNS} x\n\nHuman: {R}\n\nAssistant: b",
+            ),
+            (f"{TURNS} x\n\nHuman: {R}\n\nAssistant:", [" a", " b"]),
+        ),
         # An answer may quote the prompt, greet with its words, or begin as a word of it does.
         (Q, (f"{Q} Paris.", "Rome."), None),
         ("Good day!", ("Good day! A", "Good day! B"), None),

@@ -92,6 +92,24 @@ def test_a_template_that_writes_all_is_not_blamed(opt_tokenizer, style, name):
 
 
 CALL = call({"time": 2025})
+# DeepSeek V3 adds arguments to a text, Qwen 3 Coder asks for the items of an object.
+ADDED = PLAIN.replace(
+    "{{ eos_token }}",
+    "{% for call in m.tool_calls or [] %}{{ call.function.name + call.function.arguments }}"
+    "{% endfor %}{{ eos_token }}",
+)
+
+
+@pytest.mark.parametrize("template", [ADDED, XML], ids=["text", "object"])
+def test_arguments_are_given_to_a_template_as_it_takes_them(opt_tokenizer, template):
+    found = []
+    for arguments in (ARGUMENTS, json.dumps(ARGUMENTS, ensure_ascii=False)):
+        row, texts = tokenize(opt_tokenizer, template, [user("Q")], call(arguments), bot("no"))
+        assert row["dropped"] == "" and "1690876800" in texts[0]
+        found.append(texts)
+    assert found[0] == found[1]
+
+
 CUT = PLAIN.replace("m.content or ''", "m.content[:4]")
 LOWER = PLAIN.replace("m.content", "m.content | lower")
 NO_CONTENT = PLAIN.replace("m.content or ''", "''")

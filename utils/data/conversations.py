@@ -65,6 +65,8 @@ def make_comparison(
 
     asked = [] if is_empty(prompt) else read_messages(prompt, "user")
     if asked and all(isinstance(response, str) for response in responses):
+        if all(map(WHOLE.match, responses)):
+            return Comparison(*_of_transcripts(asked, responses), ranks, source, grades, votes)
         responses = _after_prompt(asked[-1]["content"], responses) or responses
     conversations = [
         _conversation(asked, response, number) for number, response in enumerate(responses, 1)
@@ -170,11 +172,20 @@ def _say_once(prompt: Any, responses: list) -> tuple[Any, list]:
     if rests is not None:
         return text.rstrip(), rests
     if responses and all(map(WHOLE.match, responses)):
-        shared, rests = split_transcripts(responses)
-        if remainder(text, [shared]):
-            raise ValueError("the answers are whole transcripts that do not hold the prompt")
-        return shared, rests
+        return _of_transcripts(text, responses)
     return prompt, responses
+
+
+def _of_transcripts(
+    prompt: str | list[Message], responses: list[str]
+) -> tuple[str | list[Message], list[str]]:
+    """The prompt where answers are whole transcripts: messages stay some if they say all of it."""
+    shared, rests = split_transcripts(responses)
+    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    if any(remainder(text, [shared]) for text in texts):
+        raise ValueError("the answers are whole transcripts that do not hold the prompt")
+    is_all = isinstance(prompt, list) and not remainder(shared, texts)
+    return (prompt if is_all else shared), rests
 
 
 def _after_prompt(prompt: str, responses: list[str]) -> list[str] | None:

@@ -11,7 +11,7 @@ import jinja2
 from utils.data.chat_templates import names
 from utils.data.comparison import Comparison, Message
 from utils.data.conversations import TURN
-from utils.data.messages import REASONING
+from utils.data.messages import CALLS, REASONING
 from utils.data.unrendered import (
     IS_THOUGHT,
     Searched,
@@ -112,9 +112,14 @@ class Renderer:
         template = str(self.tokenizer.chat_template)
         if "function_call" not in template and "tool_calls" in template:
             messages = [_with_tool_calls(message) for message in messages]
-        return self.tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+        try:
+            return self.tokenizer.apply_chat_template(messages, tools=tools, **options)
+        except (jinja2.TemplateError, TypeError):
+            others = [_with_other_arguments(message) for message in messages]
+            if others == messages:
+                raise
+            return self.tokenizer.apply_chat_template(others, tools=tools, **options)
 
     def _missing_of_prompt(
         self, prompt: Messages, answer: Messages, tools: Tools, text: str
@@ -197,6 +202,30 @@ def _transcript(messages: Messages, tools: Tools = None) -> str:
         lines += [message["content"].strip(), *map(json.dumps, calls)]
         parts.append(roles.get(message["role"], "\n\n") + "\n".join(lines).strip())
     return "".join(parts)
+
+
+def _with_other_arguments(message: Message) -> Message:
+    """A message whose calls have objects for the JSON text of arguments, or else the text of it.
+
+    Some templates take the one (Qwen 3 Coder), some the other (DeepSeek V3).
+    """
+
+    def other(value):
+        if not isinstance(value, str):
+            return json.dumps(value, ensure_ascii=False)
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+
+    def turned(value, key=""):
+        if key == "arguments":
+            return other(value)
+        if isinstance(value, dict):
+            return {name: turned(part, name) for name, part in value.items()}
+        return [turned(part) for part in value] if isinstance(value, list) else value
+
+    return {name: turned(part) if name in CALLS else part for name, part in message.items()}
 
 
 def _with_tool_calls(message: Message) -> Message:
