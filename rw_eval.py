@@ -191,6 +191,9 @@ def describe_foreign(settings: TextSettings, has_template: bool) -> str:
     if settings.answer_end == "token":
         how = f"answers end with {settings.end_token}"
         flags = f"--add_eot_token, {flags}"
+        if not settings.apply_chat_template:
+            how += ", and a text prompt stands as it is"
+            flags = f"--apply_chat_template, {flags}"
     elif has_template:
         how = "messages are scored as its chat template writes them, nothing added or cut"
         if settings.apply_chat_template:

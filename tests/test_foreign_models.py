@@ -206,7 +206,7 @@ def test_a_flag_chooses_the_end_token_and_saved_settings_say_it(tmp_path, capsys
 
     assert texts()[0].endswith("a<|im_end|>\n")
     assert texts("--answer_end", "token")[0].endswith("a<|im_end|></s>")
-    assert "answers end with </s>" in capsys.readouterr().out
+    assert "answers end with </s>, and a text prompt stands as it is" in capsys.readouterr().out
     assert texts("--add_eot_token")[0].endswith("a<|im_end|><|endoftext|>")
     config = json.loads((folder / "config.json").read_text())
     capsys.readouterr()

@@ -235,7 +235,7 @@ def test_summary_fits_80_columns(capsys, monkeypatch, names):
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert kinds(findings)[-1] == ("few pairs to evaluate", False)
-    assert "! Pairs to evaluate: 9, fewer than 200" in printed
+    assert "! Pairs to evaluate: 9. With fewer than 200" in printed
     assert "Estimated time: 2 hours" in printed
 
 

@@ -280,7 +280,7 @@ def test_every_class_of_flags_reaches_the_check(arguments, capsys):
     for words, said in (
         (("--max_steps", 20), "--max_steps was 9 and is 20: the learning rate follows"),
         (("--num_train_epochs", 2), "--num_train_epochs was 1 and is 2: the learning rate follows"),
-        (("--gradient_accumulation_steps", 2), "a step had 16 comparisons .* and has 32 now"),
+        (("--gradient_accumulation_steps", 2), "a step had 16 comparisons and has 32 now"),
         (("--per_device_eval_batch_size", 7), "^$"),
     ):
         after = plan(arguments(*stream, *words))

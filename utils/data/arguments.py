@@ -17,8 +17,8 @@ def add_data(parser) -> None:
         default=["Dahoas/rm-static"],
         help="training comparisons: JSON, JSONL, Parquet or CSV files (also .gz), folders with "
         "train and test files, hub names (OWNER/NAME[/FOLDER][@REVISION]), or a YAML file that "
-        "lists such sources; PATH#SUBSET takes a configuration, PATH:0.3 gives a weight (to all "
-        "of them or none), PATH:5000 takes a fixed random sample of so many",
+        "lists such sources; PATH#CONFIGURATION takes one that its README lists, PATH:0.3 gives "
+        "a weight (to all of them or none), PATH:5000 takes a fixed random sample of so many",
     )
     add(
         "--eval_data_path",
@@ -153,8 +153,9 @@ def add_chat_template(parser) -> None:
         "--chat_template_date",
         type=iso_date,
         metavar="YYYY-MM-DD",
-        help="the date that a chat template writes if it asks for today's (default: today, or the "
-        "date of the training state that a run goes on from); the saved template has it for good",
+        help="the date that a chat template writes if it asks for today's (default: today; "
+        "where main.py goes on from a training state, its date). main.py saves the template with "
+        "this date in it",
     )
 
 

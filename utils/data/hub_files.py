@@ -73,7 +73,7 @@ class HubFiles:
         """Have files in the local folder."""
         missing = [name for name in names if not os.path.exists(os.path.join(self.root, name))]
         if missing:
-            distributed.log(f"{self.name}: {len(missing)} of its files are fetched from the hub")
+            distributed.log(f"{self.name}: files to fetch from the hub: {len(missing)}")
             patterns = [glob.escape(os.path.join(self.folder, name)) for name in names]
             self._download(self.commit, patterns)
 

@@ -112,7 +112,8 @@ def _remedy(survey: "_Survey", layout: str) -> str:
         name = "history" if asks and survey.other[lost[0]] else ""
     elif asks:
         below = (
-            f"; what stands below a question is its input (instruction=QUESTION input={lost[0]})"
+            "; text that stands below a question is the input of an instruction, as in --columns "
+            f"instruction=QUESTION input={lost[0]}"
         )
     say = f"Say what it is, as in --columns {name}={lost[0]}, or" if name else "Make text of it, or"
     ignored = ",".join(lost)

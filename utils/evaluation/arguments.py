@@ -70,8 +70,8 @@ def _add_input(parser):
         "--data_path",
         type=user_path,
         nargs="+",
-        help="files, folders or hub names (also OWNER/NAME/FOLDER, NAME@REVISION, NAME#SUBSET) "
-        "with comparisons, in any layout that main.py takes, or with prompt and response(s) that "
+        help="files, folders or hub names (OWNER/NAME[/FOLDER][@REVISION][#CONFIGURATION]) with "
+        "comparisons, in any layout that main.py takes, or with prompt and response(s) that "
         "nobody ranked; - reads JSON lines from standard input",
     )
     add_format(add, FORMATS)
@@ -168,9 +168,10 @@ def _add_text_settings(parser):
     add(
         "--answer_end",
         choices=("token", "as_written"),
-        help="token: cut white space at the end and append the end token, as main.py trains; "
-        "as_written: score the last token of what the chat template, or for texts the tokenizer, "
-        "writes (default: as the checkpoint says; of one that says nothing as_written)",
+        help="token: cut white space at the end and append the end token, as main.py trains (a "
+        "text prompt then stands as it is, without --apply_chat_template); as_written: score the "
+        "last token of what the chat template, or for texts the tokenizer, writes (default: as "
+        "the checkpoint says; of one that says nothing as_written)",
     )
     add_chat_template(parser)
     add(

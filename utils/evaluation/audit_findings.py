@@ -49,8 +49,8 @@ def find_findings(audit: Audit) -> list[Finding]:
     pairs = audit.total("evaluation").pairs
     if pairs < FEW_PAIRS:
         sentence = (
-            f"Pairs to evaluate: {pairs:,}, fewer than {FEW_PAIRS}, with which the 95 % interval "
-            "of the accuracy reaches about 7 points to either side; give more with "
+            f"Pairs to evaluate: {pairs:,}. With fewer than {FEW_PAIRS} the 95 % interval of the "
+            "accuracy reaches more than about 7 points to either side: give more with "
             "--eval_data_path or --eval_fraction"
         )
         found.append(Finding("few pairs to evaluate", False, sentence, pairs, []))

@@ -127,9 +127,9 @@ class Checkpoint:
                 distributed.log(f"{name} was {self.flags[name]} and is {value}: {meaning}")
         if batch != self.batch:
             distributed.log(
-                f"a step had {self.batch} comparisons (with a limit: tokens) and has {batch} now, "
-                "and the learning rate follows the schedule of the new number of steps: "
-                "--gradient_accumulation_steps or the batch size would keep both"
+                f"a step had {self.batch} comparisons and has {batch} now (both in tokens with "
+                "--max_tokens_per_micro_batch); the learning rate follows the schedule of the new "
+                "number of steps. --gradient_accumulation_steps or the batch size can keep both"
             )
 
 
