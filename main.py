@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.arguments import InputError, stop_on_signals
-from utils.training.arguments import parse_training_arguments
+from utils.settings import InputError, stop_on_signals
+from utils.training.settings import parse_training_arguments
 
 # A wrong flag is answered before the seconds that the imports below take.
 if __name__ == "__main__":
@@ -27,9 +27,10 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from utils import distributed
+from utils.audit.report import print_audit, write_audit
 from utils.data.audit import audit_sides
 from utils.data.batching import make_collator
-from utils.data.chat_templates import fix_date
+from utils.data.rendering.templates import fix_date
 from utils.data.sides import Sides, load_sides
 from utils.data.tokenization import (
     ComparisonTokenizer,
@@ -38,11 +39,10 @@ from utils.data.tokenization import (
     prepare_tokenizer,
 )
 from utils.data.training_data import choose, open_stream, remove_repeats
-from utils.evaluation.audit_report import print_audit, write_audit
-from utils.evaluation.model_card import model_card
-from utils.model import hub
-from utils.model.adapters import add_lora, find_layers, merge_lora, save_adapter
+from utils.estimates import estimate_seconds, print_estimate
+from utils.model import pretrained
 from utils.model.layout import choose_layout
+from utils.model.lora import add_lora, find_layers, merge_lora, save_adapter
 from utils.model.positions import fix_positions
 from utils.model.reward_model import RewardModel, check_head
 from utils.training.checkpoint import (
@@ -56,13 +56,12 @@ from utils.training.checkpoint import (
     reshard,
 )
 from utils.training.checks import CheckError, ModelChecks
-from utils.training.duration import estimate_seconds
 from utils.training.engine import build_engine, deepspeed_config, gather_weights, resolve_precision
 from utils.training.folders import check_folders
 from utils.training.log import RunLog, write_arguments
 from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
-from utils.training.memory import print_estimate
+from utils.training.model_card import model_card
 from utils.training.nvme import check_nvme, fit_buffers
 from utils.training.plan import plan_evaluation, plan_run, plan_stream, show_plan
 from utils.training.throughput import Throughput, parameter_size
@@ -76,7 +75,7 @@ AUDITED = ("data_path", "eval_data_path", "model_name_or_path", "max_seq_len", "
 
 def main(args: Namespace) -> None:
     """Train as the command line says: data, model, engine, loop, save."""
-    hub.quieten_libraries()
+    pretrained.quieten_libraries()
     distributed.keep_freed_memory()
     device = distributed.initialize(args.local_rank)
     check_folders(args)
@@ -84,11 +83,11 @@ def main(args: Namespace) -> None:
     ds_config = deepspeed_config(args, distributed.world_size())
     if args.offload == "nvme":
         check_nvme()
-    config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
-    hub.set_dropout(config, args.dropout)
+    config = pretrained.load_config(args.model_name_or_path, args.trust_remote_code)
+    pretrained.set_dropout(config, args.dropout)
     distributed.log(*fix_positions(config, args.max_seq_len))
     if args.estimate_memory:
-        print_estimate(hub.empty_model(config, trust_remote_code=args.trust_remote_code))
+        print_estimate(pretrained.empty_model(config, trust_remote_code=args.trust_remote_code))
         return
     check_model(args, config)  # before minutes of tokenising
     args.batch_layout, notes = choose_layout(config, args.batch_layout, args.max_seq_len)
@@ -137,11 +136,11 @@ def main(args: Namespace) -> None:
 
 def check_model(args: Namespace, config: PreTrainedConfig) -> None:
     """See that the model will load, and that LoRA finds its layers; no weight is read."""
-    empty = hub.empty_model(config, trust_remote_code=args.trust_remote_code)
+    empty = pretrained.empty_model(config, trust_remote_code=args.trust_remote_code)
     check_head(args.model_name_or_path, empty)
     # For a look at the data, nothing is downloaded that only training needs.
     if Path(args.model_name_or_path).is_dir() or not (args.audit_data or args.dry_run):
-        hub.check_weights(args.model_name_or_path, config, True, args.trust_remote_code)
+        pretrained.check_weights(args.model_name_or_path, config, True, args.trust_remote_code)
     if args.lora_dim:
         find_layers(empty.base_model, args.lora_module_name)
 
@@ -156,7 +155,7 @@ def prepare_text(
             f"--max_seq_len is {args.max_seq_len}, but {args.model_name_or_path} has "
             f"{longest} positions: give at most that"
         )
-    tokenizer = hub.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
+    tokenizer = pretrained.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token, args.chat_template)
     before = checkpoint.run.get("--chat_template_date") if checkpoint else None
     args.chat_template_date = fix_date(tokenizer, args.chat_template_date or before)
@@ -203,10 +202,10 @@ def load_model(
 ) -> RewardModel:
     """Load the model with its head, and add LoRA; ZeRO-3 partitions it."""
     if args.offload == "nvme":
-        largest = hub.empty_model(config, len(tokenizer), args.trust_remote_code)
+        largest = pretrained.empty_model(config, len(tokenizer), args.trust_remote_code)
         fit_buffers(ds_config, largest, distributed.world_size())
     transformers.set_seed(args.seed)  # the same head on every rank
-    model, notes = hub.load_model(
+    model, notes = pretrained.load_model(
         args.model_name_or_path,
         config,
         tokenizer,
@@ -253,7 +252,7 @@ def save(
             card = model_card(args, settings, counts, result, checks.results)
             (folder / "README.md").write_text(card, encoding="utf-8")
 
-        hub.save_model(
+        pretrained.save_model(
             engine.module,
             merge_lora(state_dict, args.lora_alpha / max(args.lora_dim, 1)),
             encoder.tokenizer,

@@ -18,8 +18,10 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from utils.arguments import InputError, stop_on_signals
-from utils.evaluation.arguments import parse_evaluation_arguments
+from utils.settings import InputError, stop_on_signals  # first: it says which package is missing
+
+# isort: split
+from utils.evaluation.settings import parse_evaluation_arguments
 
 if __name__ == "__main__":
     stop_on_signals()
@@ -30,21 +32,20 @@ import torch
 from transformers import PreTrainedConfig
 
 from utils import distributed
+from utils.benchmarks.layouts import BENCHMARKS
 from utils.data.batching import make_collator
-from utils.data.chat_templates import fix_date
-from utils.data.column_map import parse_columns
-from utils.data.sources import named, parse_place
-from utils.data.streaming import Stream, open_benchmark, open_stream
+from utils.data.formats.columns import parse_columns
+from utils.data.rendering.templates import fix_date
+from utils.data.sources.names import named, parse_place
 from utils.data.tokenization import (
     ComparisonTokenizer,
     TextSettings,
     check_num_padding_at_beginning,
     prepare_tokenizer,
 )
-from utils.evaluation.benchmarks import BENCHMARKS
 from utils.evaluation.compare import compare, print_comparison, write_comparison
+from utils.evaluation.folder import begin_output, check_output_dir, chosen_form
 from utils.evaluation.metrics import Tallies
-from utils.evaluation.output import begin_output, check_output_dir, chosen_form
 from utils.evaluation.prompts import ask, given_prompts, score_prompts
 from utils.evaluation.records import (
     FORMS,
@@ -55,12 +56,13 @@ from utils.evaluation.records import (
     score_windows,
 )
 from utils.evaluation.report import print_benchmark, print_results, write_report
+from utils.evaluation.rows import Stream, open_benchmark, open_stream
 from utils.evaluation.scoring import Scorer
-from utils.model import hub
+from utils.model import pretrained
 from utils.model.layout import choose_layout
 from utils.model.positions import fix_positions
 from utils.model.reward_model import check_head
-from utils.places import check_folder
+from utils.output.files import check_folder
 
 
 def main(args: argparse.Namespace) -> None:
@@ -68,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
     if args.compare:
         compare_models(args)
         return
-    hub.quieten_libraries()
+    pretrained.quieten_libraries()
     distributed.keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if "RANK" in os.environ:
@@ -78,11 +80,11 @@ def main(args: argparse.Namespace) -> None:
             f"{distributed.world_size()} processes cannot share standard input: start one with "
             "python, or give files in --data_path"
         )
-    config = hub.load_config(args.model_name_or_path, args.trust_remote_code)
+    config = pretrained.load_config(args.model_name_or_path, args.trust_remote_code)
     path, trust = args.model_name_or_path, args.trust_remote_code
     # Before rows are read: whether the weights are there, and with the scalar head.
-    check_head(path, hub.empty_model(config, trust_remote_code=trust))
-    checked = hub.check_weights(path, config, trust_remote_code=trust)
+    check_head(path, pretrained.empty_model(config, trust_remote_code=trust))
+    checked = pretrained.check_weights(path, config, trust_remote_code=trust)
     encoder = load_encoder(args, config, checked.is_deepspeed_chat)
     longest = encoder.settings.max_seq_len
     distributed.log(*fix_positions(config, longest))
@@ -122,7 +124,7 @@ def load_encoder(
     args: argparse.Namespace, config: PreTrainedConfig, is_deepspeed_chat: bool
 ) -> ComparisonTokenizer:
     """The tokenizer with training's settings, where the command line does not override them."""
-    tokenizer = hub.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
+    tokenizer = pretrained.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     saved = saved_settings(args.model_name_or_path, config)
     is_foreign = not saved
     answer_end = args.answer_end or how_answers_end(args, saved, is_deepspeed_chat)
@@ -220,11 +222,11 @@ def load_scorer(
             f"{args.model_name_or_path}: the config has no score_statistics, so --normalize does "
             "not know the mean of its scores; main.py writes them"
         )
-    model, _ = hub.load_model(
+    model, _ = pretrained.load_model(
         args.model_name_or_path,
         config,
         encoder.tokenizer,
-        dtype=hub.DTYPES[args.dtype],
+        dtype=pretrained.DTYPES[args.dtype],
         layout=args.batch_layout,
         trust_remote_code=args.trust_remote_code,
         device_map=args.device_map,

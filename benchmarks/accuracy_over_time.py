@@ -28,11 +28,11 @@ from benchmarks.contestants import explode
 from utils.data.batching import load_batches, make_collator
 from utils.data.sampling import Grouping, evaluation_plan
 from utils.data.sides import load_source
-from utils.data.sources import Source
+from utils.data.sources.names import Source
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
-from utils.evaluation.plots import ACCENT, DARK, picture
 from utils.evaluation.scoring import evaluate
 from utils.model.reward_model import RewardModel
+from utils.output.pictures import ACCENT, DARK, picture
 
 ROOT = Path(__file__).parents[1]
 RATE, WARMUP = 1e-3, 0.1

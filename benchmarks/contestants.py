@@ -14,9 +14,9 @@ from utils.data.batching import PackedCollator, PaddedCollator
 from utils.data.comparison import ranked_pairs
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import NAME as SHARED_PREFIX
-from utils.training.arguments import parse_training_arguments
 from utils.training.engine import build_engine, deepspeed_config
 from utils.training.loss import pairwise_loss
+from utils.training.settings import parse_training_arguments
 from utils.training.throughput import Throughput
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from transformers import LlamaConfig, OPTConfig, PreTrainedConfig, Qwen2Config
 
-from utils.model import hub
+from utils.model import pretrained
 from utils.training.throughput import PEAK_FLOPS, Throughput
 
 GPUS = ("RTX 4090", "A100", "H100")
@@ -53,7 +53,7 @@ def comparison_flops(config: PreTrainedConfig, tokens: float) -> float:
         config: of the model.
         tokens: of the comparison.
     """
-    throughput = Throughput(hub.empty_model(config), torch.device("cpu"), "bf16", 1)
+    throughput = Throughput(pretrained.empty_model(config), torch.device("cpu"), "bf16", 1)
     return throughput.flops(tokens, attended=tokens**2 / 2)  # at most: each sees all before it
 
 

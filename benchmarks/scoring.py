@@ -30,11 +30,11 @@ from benchmarks.contestants import make_model
 from utils import distributed
 from utils.data.batching import make_collator
 from utils.data.comparison import Comparison
-from utils.data.demo import write_demo
-from utils.data.streaming import open_stream, windows
 from utils.data.tokenization import ComparisonTokenizer, TextSettings
+from utils.demo import write_demo
+from utils.evaluation.rows import open_stream, windows
 from utils.evaluation.scoring import Scorer
-from utils.model import hub
+from utils.model import pretrained
 
 OURS = "rw_eval.py"
 
@@ -130,9 +130,9 @@ def make_scorer(args, model: Path):
     """Scores as rw_eval.py does."""
     distributed.keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config, tokenizer = hub.load_config(str(model)), hub.load_tokenizer(str(model))
+    config, tokenizer = pretrained.load_config(str(model)), pretrained.load_tokenizer(str(model))
     encoder = ComparisonTokenizer(tokenizer, TextSettings(tokenizer.eos_token, args.max_seq_len))
-    loaded, _ = hub.load_model(str(model), config, tokenizer, layout="packed")
+    loaded, _ = pretrained.load_model(str(model), config, tokenizer, layout="packed")
     collate = make_collator(encoder, "packed")
     scorer = Scorer(loaded.to(device).eval(), encoder, collate, device, packed=True)
     return lambda comparisons: [s for row in scorer(comparisons) for s in row["scores"]]

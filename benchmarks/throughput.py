@@ -42,10 +42,10 @@ from benchmarks.contestants import (
     make_model,
     synchronize,
 )
-from utils.data.demo import write_demo
 from utils.data.sides import load_source
-from utils.data.sources import Source
+from utils.data.sources.names import Source
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
+from utils.demo import write_demo
 
 
 def parse_arguments() -> argparse.Namespace:

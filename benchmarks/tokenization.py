@@ -26,9 +26,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a core for each process
 import transformers
 
 from utils.data.cache import tokenize
-from utils.data.demo import write_demo
-from utils.data.files import Rows
+from utils.data.sources.files import Rows
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
+from utils.demo import write_demo
 
 CHUNK = 2000  # texts that the bare tokenizer gets at once
 SYLLABLES = [a + b for a in "bdfghklmnprstvz" for b in ("a", "e", "in", "o", "ul")]

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from utils.evaluation.arguments import parse_evaluation_arguments
-from utils.evaluation.model_card import ARGUMENTS
-from utils.training import arguments
-from utils.training.arguments import SCHEDULERS, parse_training_arguments, training_parser
+from utils.evaluation.settings import parse_evaluation_arguments
+from utils.training import settings
+from utils.training.model_card import ARGUMENTS
 from utils.training.plan import FREE, IDENTITY, SAID, SIZES
+from utils.training.settings import SCHEDULERS, parse_training_arguments, training_parser
 
 # Every flag of DeepSpeed-Chat's step 2, as its users type them.
 DEEPSPEED_CHAT = """--data_path Dahoas/rm-static Dahoas/full-hh-rlhf --data_split 2,4,4
@@ -187,7 +187,7 @@ def test_flags_of_main_that_contradict(words, message, capsys):
 @pytest.mark.parametrize("installed", [False, True])
 def test_a_monitor_needs_its_package(monkeypatch, capsys, name, package, installed):
     found = object() if installed else None
-    monkeypatch.setattr(arguments, "find_spec", lambda asked: found if asked == package else None)
+    monkeypatch.setattr(settings, "find_spec", lambda asked: found if asked == package else None)
     words = ["--model_name_or_path", "m", "--monitor", "csv", name]
     if installed:
         assert parse_training_arguments(words).monitor == ["csv", name]

@@ -14,7 +14,7 @@ from tests.conftest import (
     write_jsonl,
 )
 from tests.data.chat_styles import PLAIN
-from utils.evaluation.arguments import parse_evaluation_arguments
+from utils.evaluation.settings import parse_evaluation_arguments
 
 CALL = {"function": {"name": "f", "arguments": {"time": 7}}}
 DROPPED = "not rendered by the chat template"

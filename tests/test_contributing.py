@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: its examples work, its picture is the code's; and what checks a commit."""
+"""CONTRIBUTING.md: its examples work; and what checks a commit."""
 
 import os
 import re
@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, TOO_LONG
-from tests.test_layout import MAY_IMPORT
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RUN = (ROOT / "tests" / "run.sh").read_text(encoding="utf-8")
@@ -90,23 +89,6 @@ def test_worked_example_works(demo, tmp_path, name):
 def test_the_single_test_is_there():
     ((file, name),) = re.findall(r"^python -m pytest (\S+) -k (\S+)$", TEXT, re.MULTILINE)
     assert re.search(rf"^def test_\w*{name}", (ROOT / file).read_text(), re.MULTILINE)
-
-
-def test_the_picture_shows_what_may_import_what():
-    (picture,) = [block for block in blocks(TEXT, "") if block.split()[0] == "arguments"]
-    header, *rows = picture.splitlines()
-    columns = {match[0]: match.span() for match in re.finditer(r"\S+", header)}
-    shown = {}
-    for row in rows:
-        room, *marks = re.finditer(r"\S+", row)
-        names = set()
-        for mark in marks:
-            (name,) = [n for n, (start, end) in columns.items() if start <= mark.start() < end]
-            names.add(name if mark[0] == "x" else f"{name}.{mark[0]}")
-        shown[room[0].removesuffix(".py")] = names
-    assert shown == {room: places for room, places in MAY_IMPORT.items() if places}
-    imported = set().union(*MAY_IMPORT.values())
-    assert set(columns) == {place.split(".")[0] for place in imported}
 
 
 def requirements(name: str) -> set[str]:

@@ -19,8 +19,8 @@ from tests.conftest import (
     train_opt_tokenizer,
     write_jsonl,
 )
-from utils.evaluation.arguments import parse_evaluation_arguments
-from utils.training.arguments import parse_training_arguments
+from utils.evaluation.settings import parse_evaluation_arguments
+from utils.training.settings import parse_training_arguments
 
 DOCUMENTS = sorted(ROOT.glob("*.md")) + sorted((ROOT / "benchmarks").glob("*.md"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")

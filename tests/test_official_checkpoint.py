@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import make_pairs, run_command, write_jsonl
-from utils.model import hub
+from utils.model import pretrained
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def test_it_trains_in_32_bits(official, opt_tokenizer, tmp_path):
     for name, weight in weights.items():
         if name not in ("decoder.version", "lm_head.weight"):
             torch.testing.assert_close(saved[f"model.{name}"], weight.float(), rtol=0, atol=1e-5)
-    assert hub.load_config(str(out)).dtype == torch.float32
-    tokenizer = hub.load_tokenizer(str(out))
+    assert pretrained.load_config(str(out)).dtype == torch.float32
+    tokenizer = pretrained.load_tokenizer(str(out))
     assert tokenizer("a b").input_ids == opt_tokenizer("a b").input_ids
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("</s>", "<pad>")
 

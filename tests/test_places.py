@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 from tests.conftest import make_pairs, write_jsonl
-from utils.arguments import InputError, user_path
-from utils.data.files import open_splits, parse_row
-from utils.data.sources import parse_sources
-from utils.evaluation import arguments as evaluation_arguments
-from utils.evaluation.arguments import parse_evaluation_arguments
-from utils.places import check_folder
-from utils.training.arguments import parse_training_arguments, training_parser
+from utils.data.sources.files import open_splits, parse_row
+from utils.data.sources.names import parse_sources
+from utils.evaluation import settings as evaluation_arguments
+from utils.evaluation.settings import parse_evaluation_arguments
+from utils.output.files import check_folder
+from utils.settings import InputError, user_path
 from utils.training.folders import check_folders
+from utils.training.settings import parse_training_arguments, training_parser
 
 # What else flags take as it stands.
 TEXTS = {"lora_module_name", "data_split", "columns", "prompt", "response"}

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.conftest import make_pairs, run_command, write_jsonl
-from utils.arguments import InputError
-from utils.model import hub
-from utils.training.duration import estimate_seconds
+from utils.estimates import estimate_seconds
+from utils.model import pretrained
+from utils.settings import InputError
 
 CONFIGURATION = """
 from transformers import PreTrainedConfig
@@ -85,19 +85,21 @@ def means(tmp_path, opt_tokenizer):
     (folder / "config.json").write_text(json.dumps(config))
     opt_tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    weights = hub.new_model(hub.load_config(str(folder), True), True).model.state_dict()
+    weights = pretrained.new_model(
+        pretrained.load_config(str(folder), True), True
+    ).model.state_dict()
     torch.save(weights, folder / "pytorch_model.bin")
     return folder
 
 
 def test_its_code_runs_if_it_is_trusted_alone(means, opt_tokenizer):
     with pytest.raises(InputError, match="code of its own; --trust_remote_code runs it"):
-        hub.load_config(str(means))
+        pretrained.load_config(str(means))
 
-    config = hub.load_config(str(means), trust_remote_code=True)
-    empty = hub.empty_model(config, vocabulary=500, trust_remote_code=True)
+    config = pretrained.load_config(str(means), trust_remote_code=True)
+    empty = pretrained.empty_model(config, vocabulary=500, trust_remote_code=True)
     assert empty.get_input_embeddings().num_embeddings == 500
-    model, notes = hub.load_model(
+    model, notes = pretrained.load_model(
         str(means), config, opt_tokenizer, new_head=True, trust_remote_code=True
     )
     assert notes == ["the model has no scalar head: a new one is drawn"]

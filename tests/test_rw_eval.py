@@ -22,11 +22,12 @@ from tests.conftest import (
     train_opt_tokenizer,
     write_jsonl,
 )
-from utils.arguments import InputError
-from utils.data.formats import find_reader
-from utils.evaluation import arguments, benchmarks
-from utils.evaluation.arguments import parse_evaluation_arguments
-from utils.model import hub
+from utils.benchmarks import layouts
+from utils.data.formats.layouts import find_reader
+from utils.evaluation import settings
+from utils.evaluation.settings import parse_evaluation_arguments
+from utils.model import pretrained
+from utils.settings import InputError
 
 STATISTICS = {"mean": 0.25, "std": 2.0}
 
@@ -38,10 +39,12 @@ def folder(tmp_path_factory):
     tokenizer = train_opt_tokenizer()
     base = save_language_model(folder / "base", tokenizer)
     torch.manual_seed(0)
-    model, _ = hub.load_model(str(base), hub.load_config(str(base)), tokenizer, new_head=True)
+    model, _ = pretrained.load_model(
+        str(base), pretrained.load_config(str(base)), tokenizer, new_head=True
+    )
     settings = {"end_token": "</s>", "max_seq_len": 96}
     weights = model.model.state_dict()
-    hub.save_model(
+    pretrained.save_model(
         model, weights, tokenizer, settings, str(folder / "model"), score_statistics=STATISTICS
     )
     write_jsonl(folder / "pairs.jsonl", make_pairs(30))
@@ -70,7 +73,7 @@ def read_lines(path):
 
 
 def test_the_lists_of_benchmarks_agree():
-    assert tuple(benchmarks.BENCHMARKS) == arguments.BENCHMARKS
+    assert tuple(layouts.BENCHMARKS) == settings.BENCHMARKS
 
 
 def test_a_report_of_several_files(folder, tmp_path, evaluate):
@@ -124,10 +127,10 @@ def test_a_cut_run_goes_on(folder, tmp_path, evaluate, kept):
 ENDS = """
 import os, runpy, sys
 from utils.evaluation.records import LineFile
-from utils.model import hub
+from utils.model import pretrained
 place, number = sys.argv[1], int(sys.argv[2])
 sys.argv[1:3] = []
-owner, name = (LineFile, "write") if place == "write" else (hub, "load_model")
+owner, name = (LineFile, "write") if place == "write" else (pretrained, "load_model")
 real = getattr(owner, name)
 def end(*args, **options):
     result = real(*args, **options)
@@ -191,9 +194,9 @@ def test_a_model_in_parts_gives_the_same_scores(folder, tmp_path, evaluate, monk
         f"model.decoder.{name}": "disk"
         for name in ("embed_tokens", "embed_positions", "layers.0", "project_in", "project_out")
     }
-    load_model = hub.load_model
+    load_model = pretrained.load_model
     monkeypatch.setattr(
-        hub,
+        pretrained,
         "load_model",
         lambda *args, **named: load_model(*args, **{**named, "device_map": places}),
     )
@@ -315,7 +318,7 @@ def test_two_models_side_by_side(folder, tmp_path, evaluate, capsys):
 
 
 def test_normalising_needs_statistics(folder, tmp_path, evaluate):
-    config = hub.load_config(str(folder / "model"))
+    config = pretrained.load_config(str(folder / "model"))
     del config.score_statistics
     config.save_pretrained(tmp_path)
     for path in (folder / "model").iterdir():

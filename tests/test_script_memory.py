@@ -6,10 +6,10 @@ import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.conftest import ROOT
-from utils.model import hub
-from utils.model.adapters import add_lora
+from utils.estimates import GIB, estimate_needs
+from utils.model import pretrained
+from utils.model.lora import add_lora
 from utils.model.reward_model import RewardModel
-from utils.training.memory import GIB, estimate_needs
 
 SCRIPTS = sorted((ROOT / "training_scripts").rglob("run_*.sh"))
 SCRIPTS = [path for path in SCRIPTS if "\ntrain " in path.read_text()]
@@ -68,7 +68,7 @@ def test_memory_in_the_header_is_what_the_estimate_says(path):
     text = " ".join(line.removeprefix("#").strip() for line in header.splitlines())
     gpus = GPUS[path.parent.name]
     config = SHAPES[re.search(r"train \S+ \S+/(\S+) ", script).group(1)]
-    model = RewardModel(hub.empty_model(config))
+    model = RewardModel(pretrained.empty_model(config))
     weights = sum(p.numel() for p in model.parameters())
     if "--lora_dim" in script:
         add_lora(model, int(re.search(r"--lora_dim (\d+)", script).group(1)), 1, "layers.", True)

@@ -23,7 +23,7 @@ from tests.conftest import (
     user,
     write_jsonl,
 )
-from utils.training.arguments import parse_training_arguments
+from utils.training.settings import parse_training_arguments
 
 SCRIPTS = sorted((ROOT / "training_scripts").rglob("run_*.sh"))
 MULTI_NODE = ROOT / "training_scripts" / "opt" / "multi_node"

@@ -18,7 +18,7 @@ from tests.conftest import (
     read_metrics,
     run_command,
 )
-from utils.model import hub
+from utils.model import pretrained
 
 STEPS = 10
 
@@ -37,11 +37,11 @@ def slow_losses(workspace) -> list[float]:
     from utils.data.sampling import Grouping, TrainingPlan
 
     folder = str(workspace / "model")
-    tokenizer = hub.load_tokenizer(folder)
-    config = hub.load_config(folder)
-    hub.set_dropout(config, 0.0)
+    tokenizer = pretrained.load_tokenizer(folder)
+    config = pretrained.load_config(folder)
+    pretrained.set_dropout(config, 0.0)
     set_seed(1234)
-    model = hub.load_model(folder, config, tokenizer, new_head=True)[0].model
+    model = pretrained.load_model(folder, config, tokenizer, new_head=True)[0].model
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]

@@ -1,7 +1,7 @@
 """Loading data in tests."""
 
 from utils.data.sides import load_source
-from utils.data.sources import parse_sources
+from utils.data.sources.names import parse_sources
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 
 

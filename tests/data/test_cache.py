@@ -11,9 +11,9 @@ import pytest
 
 from tests.conftest import ROOT, make_pairs, write_jsonl
 from tests.data.loading import load, make_encoder
-from utils.arguments import InputError
 from utils.data import cache
 from utils.data.cache import Encoder
+from utils.settings import InputError
 
 AWKWARD = [
     {"prompt": 'Q, with "quotes" and\nlines:', "chosen": " NA", "rejected": "null"},

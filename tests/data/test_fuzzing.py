@@ -10,10 +10,10 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.data.test_readers import SAME, SAME_TEXT, SCHEMA, bot, user
-from utils.arguments import InputError
+from tests.data.formats.test_readers import SAME, SAME_TEXT, SCHEMA, bot, user
 from utils.data.comparison import Comparison
-from utils.data.formats import ASKED, FORMATS, LAYOUTS, OPTIONAL, UNRANKED, find_reader
+from utils.data.formats.layouts import ASKED, FORMATS, LAYOUTS, OPTIONAL, UNRANKED, find_reader
+from utils.settings import InputError
 
 ROWS_A_BATCH, BATCHES = 40, 250
 

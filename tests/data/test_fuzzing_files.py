@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import make_pairs
 from tests.data.loading import make_encoder
-from utils.arguments import InputError
 from utils.data.sides import load_sides
 from utils.data.training_data import choose, remove_repeats
-from utils.training.arguments import parse_training_arguments
+from utils.settings import InputError
+from utils.training.settings import parse_training_arguments
 
 SETTINGS = settings(
     max_examples=300,

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 import pytest
 
 from tests.conftest import TEXTS, bot, slow_prefix, user
-from utils.arguments import InputError
 from utils.data.comparison import Comparison
 from utils.data.tokenization import (
     ComparisonTokenizer,
@@ -13,6 +12,7 @@ from utils.data.tokenization import (
     common_prefix_length,
     prepare_tokenizer,
 )
+from utils.settings import InputError
 
 SPELLED = "</s> <pad><s>x<|endoftext|><unk>"
 TURNS = (

@@ -6,11 +6,11 @@ import pytest
 
 from tests.conftest import make_pairs, write_jsonl
 from tests.data.loading import load, make_encoder
-from utils.arguments import InputError
 from utils.data.sides import load_sides, load_source, split_by_prompt
-from utils.data.sources import parse_sources
+from utils.data.sources.names import parse_sources
 from utils.data.training_data import choose, count_rows, remove_repeats
-from utils.training.arguments import parse_training_arguments
+from utils.settings import InputError
+from utils.training.settings import parse_training_arguments
 
 
 @pytest.fixture

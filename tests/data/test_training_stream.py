@@ -11,13 +11,13 @@ import pytest
 from tests.conftest import bot, user, write_jsonl
 from tests.data.chat_styles import PLAIN
 from tests.data.loading import make_encoder
-from utils.arguments import InputError
 from utils.data import training_stream
 from utils.data.cache import Encoder
-from utils.data.files import Rows
 from utils.data.sampling import Grouping
+from utils.data.sources.files import Rows
 from utils.data.tokenization import text_key
 from utils.data.training_stream import TrainingStream
+from utils.settings import InputError
 
 WINDOW, STEP = 16, 8  # rows, comparisons
 TIED, MALFORMED = 7, 33

@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 from tests.conftest import write_jsonl
-from utils.arguments import InputError
 from utils.evaluation.compare import compare, print_comparison, verdict, write_comparison
+from utils.settings import InputError
 
 
 def make_records(seed, number=60, skill=1.0):

@@ -9,9 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import make_pairs, write_jsonl
-from utils.arguments import InputError
 from utils.data.comparison import Comparison
-from utils.data.streaming import open_stream
 from utils.evaluation.records import (
     WINDOW,
     LineFile,
@@ -23,6 +21,8 @@ from utils.evaluation.records import (
     read_records,
     score_windows,
 )
+from utils.evaluation.rows import open_stream
+from utils.settings import InputError
 
 
 class LengthScorer:

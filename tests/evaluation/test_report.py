@@ -14,7 +14,7 @@ from utils.evaluation.report import (
     print_scores,
     write_report,
 )
-from utils.evaluation.tables import shorten
+from utils.output.tables import shorten
 
 
 def make_results(sources, k=2, rows=120, votes=False):

@@ -9,14 +9,14 @@ from torch import nn
 from tests.conftest import TEXTS, make_pairs
 from tests.evaluation.test_metrics import make_rows, slow_summary
 from utils import distributed
-from utils.arguments import InputError
 from utils.data.batching import PaddedCollator, load_batches, make_collator
 from utils.data.comparison import Comparison
 from utils.data.sampling import Grouping, evaluation_plan
 from utils.data.tokenization import ComparisonTokenizer, TextSettings
 from utils.evaluation.metrics import SOURCE_METRICS, comparison_sums, summarize
 from utils.evaluation.scoring import Scorer, Sources, evaluate, score_batches
-from utils.model import hub
+from utils.model import pretrained
+from utils.settings import InputError
 
 
 class Noisy(nn.Module):
@@ -155,12 +155,14 @@ class Small:
 
 @pytest.fixture
 def make_scorer(opt_model, opt_tokenizer):
-    config = hub.load_config(opt_model)
+    config = pretrained.load_config(opt_model)
     encoder = ComparisonTokenizer(opt_tokenizer, TextSettings("</s>", 64))
 
     def make(layout="packed", **options):
         torch.manual_seed(0)
-        model, _ = hub.load_model(opt_model, config, opt_tokenizer, layout=layout, new_head=True)
+        model, _ = pretrained.load_model(
+            opt_model, config, opt_tokenizer, layout=layout, new_head=True
+        )
         collate = make_collator(encoder, layout)
         packed = layout == "packed"
         return Scorer(model.eval(), encoder, collate, torch.device("cpu"), packed, **options)

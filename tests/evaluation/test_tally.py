@@ -11,10 +11,10 @@ import pytest
 import scipy
 import sklearn.metrics
 
-from utils.arguments import InputError
 from utils.data.comparison import ranked_pairs
 from utils.evaluation import columns
 from utils.evaluation.metrics import Tallies, Tally
+from utils.settings import InputError
 
 
 def make_records(seed, number, source="a", voted=True):

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from tests.conftest import TEXTS
-from utils.arguments import InputError
-from utils.model import hub
+from utils.model import pretrained
+from utils.settings import InputError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 135\n"
 INDEX = "model.safetensors.index.json"
@@ -117,7 +117,9 @@ def test_what_cannot_be_loaded_is_refused(opt_model, fault):
     damage, message = FAULTS[fault]
     damage(opt_model)
     with pytest.raises(InputError, match=f"^{re.escape(str(opt_model))}.*{message}") as refused:
-        hub.check_weights(str(opt_model), hub.load_config(str(opt_model)), new_head=True)
+        pretrained.check_weights(
+            str(opt_model), pretrained.load_config(str(opt_model)), new_head=True
+        )
     assert "\n" not in str(refused.value)
 
 
@@ -125,23 +127,23 @@ def test_what_cannot_be_loaded_is_refused(opt_model, fault):
 def test_a_quantised_model_is_scored_where_its_library_is(opt_model, method):
     change(opt_model, quantization_config={"quant_method": method, "bits": 4, "load_in_4bit": True})
     with pytest.raises(InputError, match=f"quantised .{method}.*cannot read them.*install"):
-        hub.check_weights(str(opt_model), hub.load_config(str(opt_model)))
+        pretrained.check_weights(str(opt_model), pretrained.load_config(str(opt_model)))
 
 
 def test_a_quantised_model_without_its_head_is_not_scored(opt_model, opt_tokenizer):
     """Transformers reads this kind without a library, where no GPU could run it."""
     change(opt_model, quantization_config={"quant_method": "fp8"})
-    arguments = str(opt_model), hub.load_config(str(opt_model)), opt_tokenizer
+    arguments = str(opt_model), pretrained.load_config(str(opt_model)), opt_tokenizer
     with pytest.raises(InputError, match="score.weight is missing|cannot read them"):
-        hub.load_model(*arguments)
+        pretrained.load_model(*arguments)
 
 
 def test_a_file_and_a_folder_that_may_not_be_read(opt_model, monkeypatch):
     with pytest.raises(InputError, match="config.json: a file; expected the folder"):
-        hub.load_config(str(opt_model / "config.json"))
+        pretrained.load_config(str(opt_model / "config.json"))
     monkeypatch.setattr(os, "access", lambda *args: False)  # tests may run as root
     with pytest.raises(InputError, match="may not look into the folder"):
-        hub.load_config(str(opt_model))
+        pretrained.load_config(str(opt_model))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_a_file_and_a_folder_that_may_not_be_read(opt_model, monkeypatch):
 def test_damaged_files_of_a_tokenizer(opt_model, file, content, message):
     (opt_model / file).write_text(content)
     with pytest.raises(InputError, match=message):
-        hub.load_tokenizer(str(opt_model))
+        pretrained.load_tokenizer(str(opt_model))
 
 
 def test_a_tokenizer_of_sentencepiece_names_its_own_library(opt_model, monkeypatch):
@@ -167,14 +169,14 @@ def test_a_tokenizer_of_sentencepiece_names_its_own_library(opt_model, monkeypat
     (opt_model / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
     settings = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}
     (opt_model / "tokenizer_config.json").write_text(json.dumps(settings))
-    monkeypatch.setattr(hub, "is_sentencepiece_available", lambda: False)
+    monkeypatch.setattr(pretrained, "is_sentencepiece_available", lambda: False)
     with pytest.raises(InputError, match="pip install sentencepiece, or copy the model's"):
-        hub.load_tokenizer(str(opt_model))
+        pretrained.load_tokenizer(str(opt_model))
 
 
 def test_a_folder_above_the_models_names_them(opt_model):
     with pytest.raises(InputError, match=r"no config.json; there are models in opt\)"):
-        hub.load_config(str(opt_model.parent))
+        pretrained.load_config(str(opt_model.parent))
 
 
 @pytest.mark.parametrize("with_config", [True, False])
@@ -190,9 +192,9 @@ def test_special_tokens_of_a_tokenizer_in_parts(opt_model, opt_tokenizer, with_c
     if with_config:
         settings = {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True}
         (opt_model / "tokenizer_config.json").write_text(json.dumps(settings))
-    loaded = hub.load_tokenizer(str(opt_model))
+    loaded = pretrained.load_tokenizer(str(opt_model))
     loaded.save_pretrained(opt_model / "saved")
-    for tokenizer in (loaded, hub.load_tokenizer(str(opt_model / "saved"))):
+    for tokenizer in (loaded, pretrained.load_tokenizer(str(opt_model / "saved"))):
         assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 1)
         assert tokenizer(TEXTS).input_ids == opt_tokenizer(TEXTS).input_ids
 
@@ -201,11 +203,11 @@ def test_special_tokens_of_a_tokenizer_in_parts(opt_model, opt_tokenizer, with_c
         json.dumps({"tokenizer_class": "GPT2Tokenizer"})
     )
     with pytest.raises(InputError, match=r"no special tokens <\|endoftext\|>; copy tokenizer.json"):
-        hub.load_tokenizer(str(opt_model))
+        pretrained.load_tokenizer(str(opt_model))
     (opt_model / "vocab.json").unlink()
     (opt_model / "merges.txt").unlink()
     with pytest.raises(InputError, match="have no vocabulary; copy tokenizer.json"):
-        hub.load_tokenizer(str(opt_model))
+        pretrained.load_tokenizer(str(opt_model))
 
 
 def test_the_text_part_of_a_model_that_sees_pictures(tmp_path, opt_tokenizer):
@@ -219,7 +221,7 @@ def test_the_text_part_of_a_model_that_sees_pictures(tmp_path, opt_tokenizer):
     AutoModelForImageTextToText.from_config(config).save_pretrained(name)
     opt_tokenizer.save_pretrained(name)
     with pytest.raises(InputError, match=r"gemma3 is composed of .*\(text_config, vision_config\)"):
-        hub.load_config(str(name))
+        pretrained.load_config(str(name))
 
     whole = AutoModelForImageTextToText.from_pretrained(name)
     text = AutoModelForCausalLM.from_config(whole.config.get_text_config())
@@ -227,8 +229,8 @@ def test_the_text_part_of_a_model_that_sees_pictures(tmp_path, opt_tokenizer):
     text.save_pretrained(folder)
     AutoTokenizer.from_pretrained(name).save_pretrained(folder)
 
-    arguments = hub.load_config(str(folder)), hub.load_tokenizer(str(folder))
-    model, _ = hub.load_model(str(folder), *arguments, new_head=True)
+    arguments = pretrained.load_config(str(folder)), pretrained.load_tokenizer(str(folder))
+    model, _ = pretrained.load_model(str(folder), *arguments, new_head=True)
     ids = torch.arange(20)[None]
     with torch.no_grad():
         expected = whole.eval().model.language_model(ids).last_hidden_state
@@ -241,7 +243,7 @@ def test_which_families_are_composed_of_several(tmp_path):
     for kind in AutoModelForSequenceClassification._model_mapping:
         kind().save_pretrained(tmp_path)
         try:
-            hub.load_config(str(tmp_path))
+            pretrained.load_config(str(tmp_path))
         except InputError as error:
             assert "composed of several models" in str(error)
             refused.add(kind.model_type)

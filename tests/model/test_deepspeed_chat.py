@@ -9,11 +9,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, set_seed
 
 from tests.conftest import TEXTS, save_language_model
-from utils.arguments import InputError
 from utils.data.batching import PaddedCollator
 from utils.data.comparison import Comparison
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
-from utils.model import hub
+from utils.model import pretrained
+from utils.settings import InputError
 
 FAMILIES = {"opt": "opt_tokenizer", "gpt2": "gpt2_tokenizer", "llama": "llama_tokenizer"}
 
@@ -59,14 +59,16 @@ def language_model(tmp_path, family, tokenizer):
 
 
 def load(folder, **options):
-    folder, tokenizer = str(folder), hub.load_tokenizer(str(folder))
+    folder, tokenizer = str(folder), pretrained.load_tokenizer(str(folder))
     prepare_tokenizer(tokenizer, add_eot_token=False)
-    return hub.load_model(folder, hub.load_config(folder), tokenizer, **options)[0].eval()
+    return pretrained.load_model(folder, pretrained.load_config(folder), tokenizer, **options)[
+        0
+    ].eval()
 
 
 def save(model, tokenizer, folder, save_format="dschat"):
     weights = model.model.state_dict()
-    hub.save_model(model, weights, tokenizer, {}, str(folder), save_format=save_format)
+    pretrained.save_model(model, weights, tokenizer, {}, str(folder), save_format=save_format)
 
 
 def batch_of(tokenizer):
@@ -130,7 +132,7 @@ def genuine(language_model, tokenizer, tmp_path):
 
 def test_a_folder_of_deepspeed_chat_is_read(genuine, tokenizer):
     folder, its = genuine
-    loaded = hub.load_tokenizer(str(folder))
+    loaded = pretrained.load_tokenizer(str(folder))
     assert loaded(TEXTS[0]).input_ids == tokenizer(TEXTS[0]).input_ids
     assert loaded.eos_token == tokenizer.eos_token
     for new_head in (False, True):  # rw_eval.py, main.py
@@ -194,7 +196,7 @@ def test_a_tokenizer_that_cannot_be_found_is_an_error(genuine, family):
     for name, message in (("nobody/nothing", "config.json says.*nobody/nothing"), (None, "copy")):
         (folder / "config.json").write_text(json.dumps({**config, "_name_or_path": name}))
         with pytest.raises(InputError, match=message):
-            hub.load_tokenizer(str(folder))
+            pretrained.load_tokenizer(str(folder))
 
 
 @pytest.mark.parametrize("family", ["opt"], indirect=True)

@@ -16,14 +16,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as FAMILIES,
 )
 
-from utils.arguments import InputError
 from utils.data.batching import PackedCollator, PaddedCollator
-from utils.model import hub
+from utils.model import pretrained
 from utils.model.layout import choose_layout
 from utils.model.positions import fix_positions
 from utils.model.reward_model import RewardModel, check_head
 from utils.model.shared_prefix import NAME as SHARED_PREFIX
 from utils.model.trial import shrink, small_model
+from utils.settings import InputError
 
 PACKED = [
     *("arcee", "axk1", "cohere_compass_text", "deepseek_v2", "deepseek_v3", "diffllama"),
@@ -71,16 +71,16 @@ def make_config(family):
     config = AutoConfig.for_model(family, **given)
     if getattr(config, "sliding_window", 0) is None:
         config = AutoConfig.for_model(family, **given, **WINDOW)
-    hub.set_dropout(config, 0.0)
+    pretrained.set_dropout(config, 0.0)
     return config
 
 
 def start(config, folder):
     """The layout that both programs choose when they start."""
     shrink(config).save_pretrained(folder)
-    config = hub.load_config(str(folder))
+    config = pretrained.load_config(str(folder))
     fix_positions(config, 64)
-    check_head(str(folder), hub.empty_model(config))
+    check_head(str(folder), pretrained.empty_model(config))
     return choose_layout(config, None)
 
 
@@ -177,7 +177,7 @@ def test_a_config_that_makes_no_model_is_refused(tmp_path):
     config = AutoConfig.for_model("cohere_compass_text", num_hidden_layers=2)
     config.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="KeyError|full_attention"):
-        hub.empty_model(hub.load_config(str(tmp_path)))
+        pretrained.empty_model(pretrained.load_config(str(tmp_path)))
 
 
 @pytest.mark.parametrize(

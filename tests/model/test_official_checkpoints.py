@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import SIZES, TEXTS, save_language_model
-from utils.arguments import InputError
-from utils.model import hub
+from utils.model import pretrained
+from utils.settings import InputError
 
 BIN, SAFETENSORS = ("pytorch_model", "bin"), ("model", "safetensors")
 MASK = torch.ones(1, 1, 256, 256).tril()
@@ -106,9 +106,9 @@ def write(folder, weights, layout, parts=1, **options):
 
 
 def load(folder, tokenizer, new_head=True):
-    config = hub.load_config(str(folder))
-    hub.set_dropout(config, 0.0)
-    return hub.load_model(str(folder), config, tokenizer, new_head=new_head)
+    config = pretrained.load_config(str(folder))
+    pretrained.set_dropout(config, 0.0)
+    return pretrained.load_model(str(folder), config, tokenizer, new_head=new_head)
 
 
 def assert_equal_states(model, original, tokenizer):

@@ -18,10 +18,10 @@ from tests.conftest import (
     write_jsonl,
 )
 from tests.model.test_families import PACKED, PADDED, make_config
-from utils.arguments import InputError
-from utils.evaluation.arguments import parse_evaluation_arguments
+from utils.evaluation.settings import parse_evaluation_arguments
 from utils.model.layout import choose_layout
 from utils.model.positions import fix_positions, rope_parameters
+from utils.settings import InputError
 
 SIZES = {
     "vocab_size": 64,

@@ -10,14 +10,14 @@ from transformers import (
 )
 
 from tests.conftest import SIZES, make_pairs, save_language_model, slow_prefix
-from utils.arguments import InputError
 from utils.data.batching import Batch, PackedCollator, PaddedCollator
 from utils.data.comparison import Comparison
 from utils.data.loss_inputs import LossInputs
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
-from utils.model import hub
+from utils.model import pretrained
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import NAME as SHARED_PREFIX
+from utils.settings import InputError
 from utils.training.loss import token_pairwise_loss
 
 TOKENIZERS = {"opt": "opt_tokenizer", "gpt2": "gpt2_tokenizer", "llama": "llama_tokenizer"}
@@ -40,7 +40,9 @@ def family(request, tmp_path):
     prepare_tokenizer(tokenizer, add_eot_token=False)
     folder = save_language_model(tmp_path / "model", tokenizer, request.param)
     set_seed(1)
-    model, _ = hub.load_model(str(folder), hub.load_config(str(folder)), tokenizer, new_head=True)
+    model, _ = pretrained.load_model(
+        str(folder), pretrained.load_config(str(folder)), tokenizer, new_head=True
+    )
     return model.eval(), tokenizer
 
 
@@ -149,7 +151,9 @@ def test_an_encoder_with_its_own_head_scores_as_it_does_alone(gpt2_tokenizer, tm
         num_labels=1,
     )
     BertForSequenceClassification(config).save_pretrained(tmp_path)
-    model, _ = hub.load_model(str(tmp_path), hub.load_config(str(tmp_path)), gpt2_tokenizer)
+    model, _ = pretrained.load_model(
+        str(tmp_path), pretrained.load_config(str(tmp_path)), gpt2_tokenizer
+    )
     model.eval()
     rows = tokenized(gpt2_tokenizer)
     scores = model(PaddedCollator(gpt2_tokenizer.pad_token_id)(rows, [1.0] * len(rows)))

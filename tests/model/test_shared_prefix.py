@@ -19,12 +19,12 @@ from transformers import (
     set_seed,
 )
 
-from utils.arguments import InputError
 from utils.data.batching import PackedCollator, PaddedCollator, Segments
 from utils.data.tokenization import common_prefix_length
 from utils.model.layout import choose_layout
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import NAME, RowKeys, shared_prefix_attention
+from utils.settings import InputError
 
 PAD, VOCABULARY = 1, 12
 OPT = {

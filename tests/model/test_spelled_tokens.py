@@ -8,7 +8,7 @@ from tests.conftest import save_language_model
 from utils.data.batching import make_collator
 from utils.data.comparison import Comparison
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
-from utils.model import hub
+from utils.model import pretrained
 
 TOKENIZERS = {"opt": "opt_tokenizer", "gpt2": "gpt2_tokenizer", "llama": "llama_tokenizer"}
 TEMPLATE = (
@@ -39,8 +39,8 @@ def test_a_spelling_moves_neither_the_scored_position_nor_another_score(
     tokenizer.chat_template = template
     folder = str(save_language_model(tmp_path / "model", tokenizer, family))
     set_seed(1)
-    config = hub.load_config(folder)
-    model = hub.load_model(folder, config, tokenizer, layout=layout, new_head=True)[0].eval()
+    config = pretrained.load_config(folder)
+    model = pretrained.load_model(folder, config, tokenizer, layout=layout, new_head=True)[0].eval()
     encoder = ComparisonTokenizer(
         tokenizer, TextSettings(end_token, 128, apply_chat_template=bool(template))
     )

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from tests.killing import is_killed
-from utils.arguments import InputError
-from utils.training.arguments import parse_training_arguments
+from utils.settings import InputError
 from utils.training.checkpoint import (
     Progress,
     check_output_dir,
@@ -22,6 +21,7 @@ from utils.training.checkpoint import (
     save_checkpoint,
 )
 from utils.training.plan import plan_stream
+from utils.training.settings import parse_training_arguments
 
 CPU = torch.device("cpu")
 RUN = {"--seed": 1234, "training comparisons": 10}

@@ -10,7 +10,7 @@ from torch import nn
 from tests.conftest import TEXTS, make_pairs, save_language_model, train_tokenizer
 from utils.data.comparison import Comparison
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
-from utils.model import hub
+from utils.model import pretrained
 from utils.training import checks as checks_module
 from utils.training.checks import CheckError, ModelChecks
 
@@ -20,9 +20,11 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def trained(opt_model, opt_tokenizer):
     prepare_tokenizer(opt_tokenizer, add_eot_token=False)
-    config = hub.load_config(str(opt_model))
+    config = pretrained.load_config(str(opt_model))
     torch.manual_seed(0)
-    return hub.load_model(str(opt_model), config, opt_tokenizer, layout="packed", new_head=True)[0]
+    return pretrained.load_model(
+        str(opt_model), config, opt_tokenizer, layout="packed", new_head=True
+    )[0]
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def check(args, rows, encoder, model, spoil=lambda weights: weights, save_format
     weights = spoil(dict(model.model.state_dict()))
     settings, run = {}, checks.run
     arguments = (weights, encoder.tokenizer, settings, args.output_dir, run, save_format)
-    hub.save_model(model, *arguments)
+    pretrained.save_model(model, *arguments)
     return checks
 
 
@@ -64,9 +66,9 @@ def passed(checks):
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_a_sound_model_passes(args, rows, encoder, opt_model, layout, save_format):
     args.batch_layout = layout
-    config = hub.load_config(str(opt_model))
+    config = pretrained.load_config(str(opt_model))
     options = {"layout": layout, "new_head": True}
-    model, _ = hub.load_model(str(opt_model), config, encoder.tokenizer, **options)
+    model, _ = pretrained.load_model(str(opt_model), config, encoder.tokenizer, **options)
     checks = check(args, rows, encoder, model, save_format=save_format)
     names = ["reload", "layout", "batch", "label swap"]
     assert passed(checks) == {n: True for n in names if layout == "packed" or n != "layout"}
@@ -161,9 +163,11 @@ def padded_layout(batch):
 def test_scores_that_depend_on_the_batch_fail(
     args, rows, encoder, trained, monkeypatch, fault, failing
 ):
-    load = hub.load_model
+    load = pretrained.load_model
     model = Faulty(trained, fault)
-    monkeypatch.setattr(hub, "load_model", lambda *a, **k: (Faulty(load(*a, **k)[0], fault), []))
+    monkeypatch.setattr(
+        pretrained, "load_model", lambda *a, **k: (Faulty(load(*a, **k)[0], fault), [])
+    )
     checks = check(args, rows, encoder, model)
     assert {name for name, good in passed(checks).items() if not good} == failing
 
@@ -183,8 +187,8 @@ def test_rounding_alone_passes(args, tmp_path, dtype, family):
     comparisons = [Comparison(text, [text, "No.", "Yes, so."], [0, 1, 2], "s") for text in TEXTS]
     rows = datasets.Dataset.from_list(encoder.rows(comparisons))
     options = {"dtype": dtype, "layout": "packed", "new_head": True}
-    config = hub.load_config(str(folder))
-    model, _ = hub.load_model(str(folder), config, tokenizer, **options)
+    config = pretrained.load_config(str(folder))
+    model, _ = pretrained.load_model(str(folder), config, tokenizer, **options)
     checks = check(args, rows, encoder, model)
     assert all(passed(checks).values())
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import OPTConfig
 
+from utils.estimates import estimate_seconds
 from utils.training import duration
-from utils.training.duration import estimate_seconds
 
 CONFIG = OPTConfig(
     vocab_size=50,

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from utils.arguments import InputError
-from utils.training.arguments import parse_training_arguments
+from utils.settings import InputError
 from utils.training.engine import deepspeed_config, resolve_precision
+from utils.training.settings import parse_training_arguments
 
 
 def arguments(*words):

@@ -20,11 +20,11 @@ from utils.data.batching import PaddedCollator, load_batches
 from utils.data.sampling import Grouping, Mixture, TrainingPlan, evaluation_plan
 from utils.evaluation.scoring import Sources
 from utils.model.reward_model import RewardModel
-from utils.training.arguments import parse_training_arguments
 from utils.training.checkpoint import NO_MODEL, Progress, find_checkpoint, forget_saved_model
 from utils.training.log import RunLog
 from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
+from utils.training.settings import parse_training_arguments
 from utils.training.throughput import Throughput
 
 CPU = torch.device("cpu")

@@ -20,9 +20,9 @@ from tests.training.test_loop import (
 from utils.data.batching import PaddedCollator
 from utils.evaluation.metrics import SUMS
 from utils.model.reward_model import RewardModel
-from utils.training.arguments import parse_training_arguments
 from utils.training.loop import run_step
 from utils.training.loss import loss_inputs
+from utils.training.settings import parse_training_arguments
 
 LOSSES = {
     "": lambda gap, margin: -math.log(sigmoid(gap)),

@@ -8,7 +8,6 @@ import torch
 from tests.conftest import slow_prefix
 from utils.data.batching import PaddedCollator
 from utils.data.loss_inputs import LossInputs
-from utils.training.arguments import parse_training_arguments
 from utils.training.loss import (
     centering_loss,
     loss_inputs,
@@ -18,6 +17,7 @@ from utils.training.loss import (
     token_pairwise_loss,
     training_loss,
 )
+from utils.training.settings import parse_training_arguments
 
 PAD = 1
 

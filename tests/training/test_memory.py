@@ -1,6 +1,6 @@
 import pytest
 
-from utils.training.memory import estimate_needs
+from utils.estimates import estimate_needs
 
 
 def needs(devices, nodes=1):

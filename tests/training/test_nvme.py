@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tests.conftest import flags, read_metrics, run_command, save_language_model
-from utils.arguments import InputError
-from utils.model import hub
+from utils.model import pretrained
+from utils.settings import InputError
 from utils.training import nvme
 
 
@@ -27,10 +27,12 @@ def test_buffers_hold_the_largest_parameter():
 
 
 def test_buffers_leave_room_for_new_tokens(opt_model):
-    config = hub.load_config(str(opt_model))
-    grown = hub.empty_model(config, vocabulary=config.vocab_size + 3)
+    config = pretrained.load_config(str(opt_model))
+    grown = pretrained.empty_model(config, vocabulary=config.vocab_size + 3)
     assert grown.get_input_embeddings().num_embeddings == config.vocab_size + 3
-    assert hub.empty_model(config, 5).get_input_embeddings().num_embeddings == config.vocab_size
+    assert (
+        pretrained.empty_model(config, 5).get_input_embeddings().num_embeddings == config.vocab_size
+    )
 
 
 def has_async_io() -> bool:
@@ -43,7 +45,7 @@ def has_async_io() -> bool:
 )
 def test_a_run_with_states_in_files_goes_on(workspace, tmp_path):
     """Wide enough that states go into files: DeepSpeed leaves what is under 1 MiB in memory."""
-    tokenizer = hub.load_tokenizer(str(workspace / "model"))
+    tokenizer = pretrained.load_tokenizer(str(workspace / "model"))
     wide = {"hidden_size": 512, "word_embed_proj_dim": 512, "ffn_dim": 1024}
     save_language_model(tmp_path / "model", tokenizer, dropout=0.1, **wide)
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from utils.training.arguments import parse_training_arguments
 from utils.training.optimizer import build_optimizer, build_scheduler, parameter_groups
+from utils.training.settings import parse_training_arguments
 
 
 class Model(nn.Module):

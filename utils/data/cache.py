@@ -22,27 +22,16 @@ import filelock
 import pyarrow as pa
 
 from utils import distributed
-from utils.arguments import InputError
-from utils.data import (
-    chat_templates,
-    column_map,
-    comparison,
-    conversations,
-    files,
-    formats,
-    messages,
-    readers,
-    reading,
-    rendering,
-    spelling,
-    tokenization,
-    unrendered,
-)
-from utils.data.column_map import ColumnMap
+from utils.data import comparison, tokenization
 from utils.data.comparison import Comparison
-from utils.data.files import RawRow, Rows, parse_row
+from utils.data.formats import columns, conversations, layouts, messages, readers, reading, spelling
+from utils.data.formats.columns import ColumnMap
+from utils.data.rendering import renderer, templates, unrendered
+from utils.data.sources import files
+from utils.data.sources.files import RawRow, Rows, parse_row
 from utils.data.tokenization import MALFORMED, ComparisonTokenizer, dropped_row
-from utils.places import check_folder, why_not_written
+from utils.output.files import check_folder, why_not_written
+from utils.settings import InputError
 
 INTEGERS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
@@ -78,8 +67,8 @@ CHUNK_BYTES = 8 * 2**20
 CACHE_FLAG = "--data_output_path"
 # Whatever in the code changes the tokens is a part of the key.
 CODE = (
-    *(chat_templates, column_map, comparison, conversations, files, formats, messages, readers),
-    *(reading, rendering, spelling, tokenization, unrendered),
+    *(templates, columns, comparison, conversations, files, layouts, messages, readers),
+    *(reading, renderer, spelling, tokenization, unrendered),
 )
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.arguments import InputError
+from utils.settings import InputError
 
 # What is cut into steps: rows, or where micro-batches are filled with tokens, these.
 Units = np.ndarray | list[np.ndarray]

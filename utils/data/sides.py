@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from utils import distributed
-from utils.data import cache, files
-from utils.data.sources import Source, parse_sources
+from utils.data import cache
+from utils.data.sources import files
+from utils.data.sources.names import Source, parse_sources
 from utils.data.tokenization import TIED, ComparisonTokenizer, usable_reasons
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
-from utils.arguments import InputError
-from utils.data.chat_templates import set_chat_template
 from utils.data.comparison import Comparison, common_prefix_length
-from utils.data.messages import says_something
-from utils.data.rendering import Renderer
+from utils.data.formats.messages import says_something
+from utils.data.rendering.renderer import Renderer
+from utils.data.rendering.templates import set_chat_template
+from utils.settings import InputError
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedTokenizerBase

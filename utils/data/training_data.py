@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from utils import distributed
-from utils.arguments import InputError
-from utils.data import audit, cache, files
+from utils.data import audit, cache
 from utils.data.sampling import Mixture
 from utils.data.sides import Part, Sides, is_dropped, load_evaluation, open_sources
-from utils.data.sources import parse_sources
+from utils.data.sources import files
+from utils.data.sources.names import parse_sources
 from utils.data.tokenization import (
     EMPTY,
     MALFORMED,
@@ -24,6 +24,7 @@ from utils.data.tokenization import (
     text_key,
     usable_reasons,
 )
+from utils.settings import InputError
 
 TRAINING_COLUMNS = (
     *("index", "input_ids", "answer_starts", "answers", "ranks", "grades", "votes", "weight"),

@@ -9,12 +9,12 @@ from typing import Protocol
 import numpy as np
 
 from utils import distributed
-from utils.arguments import InputError
 from utils.data.batching import Batch, Collate
 from utils.data.cache import Encoder
-from utils.data.files import RawRow, Rows
 from utils.data.sampling import Grouping, TrainingPlan
+from utils.data.sources.files import RawRow, Rows
 from utils.data.tokenization import MALFORMED, NOT_RENDERED, WRITE_IT, usable_reasons
+from utils.settings import InputError
 
 WINDOW = 8192  # rows that are shuffled together
 FEWEST = 1000  # rows from which on a share of malformed ones means something

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.arguments import InputError
 from utils.data.columns import matrices, mix
+from utils.settings import InputError
 
 # Ordered pairs of answers, K * K a comparison, that are looked at together: it bounds the memory.
 MOST_PAIRS = 2**18

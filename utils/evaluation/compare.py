@@ -13,11 +13,11 @@ import scipy  # loads its parts when they are first used, which only --compare d
 from rich.console import Console
 from rich.text import Text
 
-from utils.arguments import InputError
 from utils.data.comparison import ranked_pairs
-from utils.evaluation.estimates import clustered_interval
 from utils.evaluation.records import read_records
-from utils.evaluation.tables import (
+from utils.evaluation.statistics import clustered_interval
+from utils.output.files import write_whole
+from utils.output.tables import (
     Layout,
     figure,
     interval,
@@ -25,8 +25,8 @@ from utils.evaluation.tables import (
     markdown_table,
     print_table,
     with_total,
-    write_whole,
 )
+from utils.settings import InputError
 
 COUNTS = 11  # of a row (_count)
 CAVEAT = (

@@ -11,8 +11,8 @@ from torch.nn.functional import logsigmoid
 
 from utils.data.batching import Batch
 from utils.evaluation.columns import Columns, portions, read_columns
-from utils.evaluation.estimates import Clusters, Moments, Sample, best_temperature
-from utils.evaluation.tables import with_total
+from utils.evaluation.statistics import Clusters, Moments, Sample, best_temperature
+from utils.output.tables import with_total
 
 # What tables of an evaluation show of each source.
 SOURCE_METRICS = ("comparisons", "pairs", "accuracy", "loss", "margin")

@@ -2,11 +2,11 @@
 
 import argparse
 
-from utils.arguments import InputError
 from utils.data.comparison import Comparison
 from utils.data.tokenization import NOT_RENDERED, ComparisonTokenizer
 from utils.evaluation.report import print_scores
 from utils.evaluation.scoring import Scorer
+from utils.settings import InputError
 
 # Prompt, good answer, bad answer.
 BUILT_IN = (

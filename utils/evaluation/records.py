@@ -11,12 +11,12 @@ from typing import Any, TextIO
 import numpy as np
 
 from utils import distributed
-from utils.arguments import InputError
 from utils.data.comparison import MAX_DEPTH, Comparison, shorten
-from utils.data.files import parse_row
-from utils.data.streaming import Stream, Window, windows
+from utils.data.sources.files import parse_row
 from utils.data.tokenization import MALFORMED, NOT_RENDERED, WRITE_IT
+from utils.evaluation.rows import Stream, Window, windows
 from utils.evaluation.scoring import Scorer
+from utils.settings import InputError
 
 WINDOW = 512  # rows that are sorted by length together
 

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from utils.evaluation.plots import draw_pictures
-from utils.evaluation.tables import (
+from utils.evaluation.pictures import draw_pictures
+from utils.output.files import write_whole
+from utils.output.tables import (
     RULE,
     Layout,
     TextTable,
@@ -18,7 +19,6 @@ from utils.evaluation.tables import (
     markdown_code,
     markdown_report,
     print_table,
-    write_whole,
 )
 
 PICTURES = {

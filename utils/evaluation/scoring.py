@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from utils import distributed
-from utils.arguments import InputError
 from utils.data.batching import Batch
 from utils.data.comparison import Comparison
 from utils.data.sampling import MicroBatch
 from utils.data.tokenization import ComparisonTokenizer
 from utils.evaluation.metrics import SUMS, comparison_sums, summarize_sources
+from utils.settings import InputError
 
 # Tokens in a batch of --batch_size auto: beyond, a device gets no faster.
 AUTO_TOKENS = {"cpu": 4096, "cuda": 32768}

@@ -17,8 +17,8 @@ from transformers.utils import (
 )
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from utils.arguments import InputError
 from utils.hub_errors import explain
+from utils.settings import InputError
 
 # In the order in which Transformers looks for them.
 WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from utils.arguments import InputError
+from utils.settings import InputError
 
 HEAD = "score.weight"
 WEIGHTS = "pytorch_model.bin"

@@ -3,8 +3,8 @@
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-from utils.arguments import InputError
 from utils.model.trial import Trial, small_model
+from utils.settings import InputError
 
 FAMILIES = AutoModelForSequenceClassification._model_mapping
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from utils.arguments import InputError
 from utils.data.batching import Batch
 from utils.model.shared_prefix import score_ends_only
+from utils.settings import InputError
 
 
 def check_head(path: str, empty: PreTrainedModel) -> None:

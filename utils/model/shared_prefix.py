@@ -7,8 +7,8 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from utils.arguments import InputError
 from utils.data.batching import Segments
+from utils.settings import InputError
 
 NAME = "shared_prefix"
 

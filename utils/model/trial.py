@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from utils.arguments import InputError
 from utils.data.batching import Batch, PackedCollator, PaddedCollator
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import NAME as SHARED_PREFIX
+from utils.settings import InputError
 
 HEADS, HEAD_WIDTH, WINDOW, PAD = 4, 16, 6, 15
 TOLERANCE = 1e-3  # rounding makes 1e-6, and whatever sees neighbours more than 1e-2

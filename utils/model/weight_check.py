@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import get_hf_quantizer
 
-from utils.arguments import InputError
 from utils.model import deepspeed_chat
 from utils.model.checkpoint_files import not_a_model, read_weights, reason
 from utils.model.deepspeed_chat import HEAD
+from utils.settings import InputError
 
 
 class Checked(NamedTuple):

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from utils import distributed
-from utils.arguments import InputError
-from utils.evaluation.tables import write_whole
+from utils.output.files import write_whole
+from utils.settings import InputError
 from utils.training import nvme
 
 if TYPE_CHECKING:

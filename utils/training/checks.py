@@ -9,13 +9,13 @@ import torch
 from datasets import Dataset
 
 from utils import distributed
-from utils.arguments import InputError
 from utils.data.batching import make_collator
 from utils.data.tokenization import ComparisonTokenizer
 from utils.evaluation.metrics import comparison_sums, summarize
 from utils.evaluation.scoring import score_batches
-from utils.model import hub
+from utils.model import pretrained
 from utils.model.reward_model import RewardModel
+from utils.settings import InputError
 
 COMPARISONS = 32
 BATCH_SIZE = 4  # comparisons; so small that no batch needs more memory than training did
@@ -127,8 +127,14 @@ class ModelChecks:
 
     def _load(self, folder: Path) -> RewardModel:
         path, trust, layout = str(folder), self.args.trust_remote_code, self.args.batch_layout
-        arguments = path, hub.load_config(path, trust), self.encoder.tokenizer, self.dtype, layout
-        return hub.load_model(*arguments, trust_remote_code=trust)[0]
+        arguments = (
+            path,
+            pretrained.load_config(path, trust),
+            self.encoder.tokenizer,
+            self.dtype,
+            layout,
+        )
+        return pretrained.load_model(*arguments, trust_remote_code=trust)[0]
 
     def _score(self, model, device, layout: str, batch_size: int = BATCH_SIZE) -> torch.Tensor:
         """Scores of the sample, float32 [N] in CPU memory."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from utils.arguments import InputError
+from utils.settings import InputError
 from utils.training.optimizer import build_optimizer, build_scheduler, parameter_groups
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from utils import distributed
-from utils.arguments import InputError
-from utils.places import check_folder
+from utils.output.files import check_folder
+from utils.settings import InputError
 from utils.training.checkpoint import check_output_dir
 
 

@@ -17,8 +17,8 @@ import torch
 
 from utils import distributed
 from utils.evaluation.metrics import SOURCE_METRICS, SUMS, summarize
-from utils.evaluation.plots import ACCENT, DARK, LIGHT, picture
-from utils.evaluation.tables import TextTable, print_table
+from utils.output.pictures import ACCENT, DARK, LIGHT, picture
+from utils.output.tables import TextTable, print_table
 from utils.training.throughput import Throughput
 
 if TYPE_CHECKING:

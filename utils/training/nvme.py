@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from utils.arguments import InputError
+from utils.settings import InputError
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

@@ -12,8 +12,8 @@ import torch
 from utils import distributed
 from utils.data.batching import Batch, Collate, load_batches
 from utils.data.cache import Encoder
-from utils.data.files import Rows
 from utils.data.sampling import Grouping, TrainingPlan, evaluation_plan, padded_tokens
+from utils.data.sources.files import Rows
 from utils.data.tokenization import ComparisonTokenizer
 from utils.data.training_data import TrainingData
 from utils.data.training_stream import TrainingStream

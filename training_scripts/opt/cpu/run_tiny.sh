@@ -17,7 +17,7 @@ MODEL="${MODEL:-$DEMO/model}"
 DATA="${DATA:-$DEMO/data}"
 SEED="${SEED:-1234}"
 {
-    DS_ACCELERATOR=cpu PYTHONPATH="$ROOT" python -m utils.data.demo "$DEMO"
+    DS_ACCELERATOR=cpu PYTHONPATH="$ROOT" python -m utils.demo "$DEMO"
     python "$ROOT/main.py" \
         --model_name_or_path "$MODEL" \
         --data_path "$DATA" \

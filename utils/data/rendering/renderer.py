@@ -1,0 +1,236 @@
+"""Comparisons become texts, by the tokenizer's chat template or without one."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import jinja2
+
+from utils.data.comparison import Comparison, Message
+from utils.data.formats.conversations import TURN
+from utils.data.formats.messages import CALLS, REASONING
+from utils.data.rendering.templates import names
+from utils.data.rendering.unrendered import (
+    IS_THOUGHT,
+    Searched,
+    look_alike,
+    may_be_chance,
+    said,
+    tool_names,
+    without,
+)
+
+if TYPE_CHECKING:  # slow to import, and tokenization.py imports this file
+    from transformers import PreTrainedTokenizerBase
+
+    from utils.data.tokenization import TextSettings
+
+Messages = list[Message]
+Tools = list[dict] | None
+
+
+class Rendered(NamedTuple):
+    """The K answers of a comparison as whole texts.
+
+    Attributes:
+        texts: each with its prompt.
+        prompt_ends: where in each the prompt ends.
+        chat: whether a chat template wrote them.
+        lost: a part of an answer that does not stand in its text; "" if there is none.
+        unrendered: the same of the prompt, and of thoughts before the last turn of the user, which
+            templates leave out by design.
+    """
+
+    texts: list[str]
+    prompt_ends: list[int]
+    chat: bool
+    lost: str = ""
+    unrendered: str = ""
+
+
+class Renderer:
+    """Turns comparisons into texts.
+
+    Args:
+        tokenizer: its chat template renders messages; without one they become a transcript.
+        settings: how text becomes tokens.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: "TextSettings"):
+        self.tokenizer, self.settings = tokenizer, settings
+        special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+        self.special = re.compile("|".join(map(re.escape, special)))
+
+    def __call__(self, comparison: Comparison) -> Rendered:
+        """Render a comparison; jinja2.TemplateError, TypeError or ValueError if it cannot be."""
+        prompt, tools = comparison.prompt, comparison.tools
+        if isinstance(prompt, str) and self.settings.apply_chat_template:
+            prompt = [{"role": "user", "content": prompt}]
+        if isinstance(prompt, str):
+            texts = [_join(prompt, str(answer)) for answer in comparison.responses]
+            return Rendered(texts, [len(prompt)] * len(texts), False)
+        answers = [
+            [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+            for answer in comparison.responses
+        ]
+        if self.tokenizer.chat_template:
+            rendered = self._render(prompt, answers, tools)
+        else:
+            texts = [_transcript(prompt + answer, tools) for answer in answers]
+            before = _transcript(prompt, tools) + TURN
+            rendered = Rendered(texts, [len(before)] * len(texts), False)
+        return rendered._replace(lost=rendered.lost or look_alike(rendered.texts, answers))
+
+    def _render(self, prompt: Messages, answers: list[Messages], tools: Tools) -> Rendered:
+        """By the chat template."""
+        if self.settings.answer_end == "token":  # only the template itself writes special tokens
+            prompt, answers, tools = map(self._without_special, (prompt, answers, tools))
+        before = self._apply(prompt, tools, add_generation_prompt=True)
+        texts = [self._apply(prompt + answer, tools) for answer in answers]
+        closed = before
+        if not all(text.startswith(before) for text in texts):
+            closed = self._apply(prompt, tools)
+        ends = [
+            len(before) if text.startswith(before) else len(os.path.commonprefix([text, closed]))
+            for text in texts
+        ]
+        unrendered, lost = self._missing_of_prompt(prompt, answers[0], tools, texts[0]), ""
+        for number, (answer, text, end) in enumerate(zip(answers, texts, ends, strict=True), 1):
+            for part, is_passed in self._missing_of_answer(prompt, answer, tools, text, end):
+                if is_passed:
+                    unrendered = unrendered or part
+                else:
+                    lost = lost or f"answer {number}: {part}"
+        if self.settings.answer_end == "token":
+            # The end token is appended as an id; the template's own would make it two.
+            texts = [text.rstrip().removesuffix(self.settings.end_token) for text in texts]
+        return Rendered(texts, ends, True, lost, unrendered)
+
+    def _apply(self, messages: Messages, tools: Tools, add_generation_prompt: bool = False) -> str:
+        template = str(self.tokenizer.chat_template)
+        if "function_call" not in template and "tool_calls" in template:
+            messages = [_with_tool_calls(message) for message in messages]
+        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+        try:
+            return self.tokenizer.apply_chat_template(messages, tools=tools, **options)
+        except (jinja2.TemplateError, TypeError):
+            others = [_with_other_arguments(message) for message in messages]
+            if others == messages:
+                raise
+            return self.tokenizer.apply_chat_template(others, tools=tools, **options)
+
+    def _missing_of_prompt(
+        self, prompt: Messages, answer: Messages, tools: Tools, text: str
+    ) -> str:
+        """A part of the prompt that does not stand in the text; "" if there is none."""
+        searched = Searched(text)
+        template = self.tokenizer.get_chat_template(None, tools)
+        if tools and not (names(template, "tools") and searched.holds(tool_names(tools))):
+            return "tools"
+        missing = self._missing(prompt, searched, prompt + answer, tools, text)
+        return next((part for _, part, _ in missing), "")
+
+    def _missing_of_answer(
+        self, prompt: Messages, answer: Messages, tools: Tools, text: str, prompt_end: int
+    ) -> Iterator[tuple[str, bool]]:
+        """Parts that do not stand in the text, and whether they are thoughts of passed turns."""
+        users = [number for number, message in enumerate(answer) if message["role"] == "user"]
+        last_turn = users[-1] if users else 0
+        searched = Searched(text[prompt_end:])
+        for number, part, is_thought in self._missing(
+            answer, searched, prompt + answer, tools, text
+        ):
+            yield part, is_thought and number < last_turn
+
+    def _missing(
+        self, messages: Messages, searched: Searched, whole: Messages, tools: Tools, text: str
+    ) -> Iterator[tuple[int, str, bool]]:
+        """Of some messages of a whole conversation, the fields that do not stand in its text.
+
+        Yields:
+            The number of the message, the field with the message's role, and whether it thinks.
+        """
+        for number, message in enumerate(messages):
+            for name, texts in said(message):
+                if not searched.holds(texts) or (
+                    may_be_chance(name, texts)
+                    and self._is_ignored(message, name, whole, tools, text)
+                ):
+                    yield number, f"{name} ({message['role']})", name in IS_THOUGHT
+
+    def _is_ignored(
+        self, message: Message, name: str, whole: Messages, tools: Tools, text: str
+    ) -> bool:
+        """Whether the template writes the same text without a field."""
+        others = [without(one, name) if one is message else one for one in whole]
+        try:
+            return self._apply(others, tools) == text
+        except (jinja2.TemplateError, TypeError, ValueError):
+            return False  # it misses the field
+
+    def _without_special(self, value):
+        """A copy in which an invisible space breaks the spelling of special tokens."""
+        if isinstance(value, str):
+            return self.special.sub(lambda found: found[0][0] + "\u200b" + found[0][1:], value)
+        if isinstance(value, list):
+            return [self._without_special(part) for part in value]
+        if isinstance(value, dict):
+            parts = value.items()
+            return {self._without_special(k): self._without_special(v) for k, v in parts}
+        return value
+
+
+def _join(prompt: str, answer: str) -> str:
+    """Without white space at the seam, the last word of one and the first of the other merge."""
+    seam = " " if prompt and not prompt[-1].isspace() and not answer[:1].isspace() else ""
+    return prompt + seam + answer
+
+
+def _transcript(messages: Messages, tools: Tools = None) -> str:
+    """Render messages as Anthropic's HH transcripts do; other roles stand without a name."""
+    roles = {"user": "\n\nHuman: ", "assistant": TURN + " "}
+    parts = [json.dumps(tools)] if tools else []
+    for message in messages:
+        thoughts = [message[name] for name in REASONING if name in message]
+        thoughts = [t.strip() if isinstance(t, str) else json.dumps(t) for t in thoughts]
+        calls = message.get("tool_calls", [])
+        if "function_call" in message:
+            calls = [*calls, message["function_call"]]
+        lines = [f"<think>\n{thought}\n</think>" for thought in dict.fromkeys(thoughts)]
+        lines += [message["content"].strip(), *map(json.dumps, calls)]
+        parts.append(roles.get(message["role"], "\n\n") + "\n".join(lines).strip())
+    return "".join(parts)
+
+
+def _with_other_arguments(message: Message) -> Message:
+    """A message whose calls have objects for the JSON text of arguments, or else the text of it.
+
+    Some templates take the one (Qwen 3 Coder), some the other (DeepSeek V3).
+    """
+
+    def other(value):
+        if not isinstance(value, str):
+            return json.dumps(value, ensure_ascii=False)
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+
+    def turned(value, key=""):
+        if key == "arguments":
+            return other(value)
+        if isinstance(value, dict):
+            return {name: turned(part, name) for name, part in value.items()}
+        return [turned(part) for part in value] if isinstance(value, list) else value
+
+    return {name: turned(part) if name in CALLS else part for name, part in message.items()}
+
+
+def _with_tool_calls(message: Message) -> Message:
+    """A message whose call, by its older name, stands where templates look for calls."""
+    if "function_call" not in message or "tool_calls" in message:
+        return message
+    call = {"type": "function", "function": message["function_call"]}
+    return {**message, "tool_calls": [call]}

@@ -1,0 +1,211 @@
+"""The model card: README.md of a saved reward model."""
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from string import Template
+
+from huggingface_hub import ModelCardData
+
+from utils.data.sources.names import parse_word
+from utils.output.tables import figure, markdown_grid
+
+METRICS = (
+    ("comparisons", "comparisons", ","),
+    ("pairs", "pairs (better, worse)", ","),
+    ("accuracy", "accuracy (ties count half)", ".4f"),
+    ("ties", "ties", ","),
+    ("loss", "loss (nats a comparison)", ".4f"),
+    ("margin", "margin, mean", ".3f"),
+    ("better_score", "score of better answers, mean", ".3f"),
+    ("worse_score", "score of worse answers, mean", ".3f"),
+    ("score_mean", "score of all answers, mean", ".3f"),
+    ("score_std", "score of all answers, standard deviation", ".3f"),
+)
+
+ARGUMENTS = (
+    "loss",
+    "margin",
+    "label",
+    "label_smoothing",
+    "tie_threshold",
+    "sample_weights",
+    "center_rewards_coefficient",
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "weight_decay",
+    "dtype",
+    "zero_stage",
+    "lora_dim",
+    "seed",
+)
+
+CARD = Template("""---
+$front_matter
+---
+
+# Reward model
+
+Gives one number to a prompt and an answer, higher for the better answer. Finetuned from
+`$base` on $comparisons comparisons.
+
+## Use
+
+$use
+
+`python rw_eval.py --model_name_or_path FOLDER --prompt "..." --response "..."` scores in the same
+way, and with `--data_path` whole data sets.
+
+The score is read at $position. A text prompt is $prompt;
+chat messages are rendered with the tokenizer's chat template$date, without one as
+`\\n\\nHuman: ...\\n\\nAssistant: ...`.
+
+## Evaluation
+
+Held-out comparisons, when the model was saved:
+
+$metrics
+
+![Loss, accuracy, margin and learning rate](training_curves.png)
+
+## Checks
+
+Made when the model was saved, on a fixed sample of the held-out comparisons:
+
+$checks
+
+## Data
+
+$data
+
+In all, $comparisons comparisons trained and $held_out were held out.
+
+## Settings
+
+```json
+$settings
+```
+""")
+
+TRANSFORMERS = Template("""Transformers:
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForSequenceClassification.from_pretrained("FOLDER")
+
+
+def join(prompt, answer):
+    # As in training: one space at the seam, if there is no white space.
+    seam = "" if not prompt or prompt[-1].isspace() or answer[:1].isspace() else " "
+    return prompt + seam + answer + $end_token
+
+
+texts = [join(prompt, answer) for prompt, answer in pairs]
+scores = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
+
+score = pipeline("text-classification", model="FOLDER", function_to_apply="none")  # the same
+score(texts)
+```
+
+Of texts of more than $max_seq_len tokens, `rw_eval.py` cuts the prompt as training did.
+
+TRL: `RewardTrainer(model="FOLDER", ...)` trains it on. GRPO and RLOO, given the folder, leave out
+the tokenizer's leading tokens and the end token: hand them a function instead.
+
+```python
+def reward(prompts, completions, **kwargs):
+    texts = [join(prompt, answer) for prompt, answer in zip(prompts, completions)]
+    return model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0].tolist()
+```
+
+DeepSpeed-Chat's step 3 reads another format: `main.py --save_format dschat`.""")
+
+DEEPSPEED_CHAT = """DeepSpeed-Chat: this folder is for step 3, `--critic_model_name_or_path FOLDER`.
+It reads the last token before the padding. Where it pads with the end token (OPT, GPT-2), that is
+the end token only if it is one of its own: `--add_eot_token` in training and in step 3.
+
+Transformers and TRL cannot load the folder: `main.py --save_format hf` writes one for them."""
+
+
+# Where the score is read, by --score_position.
+ALONE = "(Transformers' own forward reads the end token: score with `rw_eval.py`)"
+POSITIONS = {
+    "end": "the end token",
+    "first_pad": f"one padding token after the end token {ALONE}",
+    "mean": f"all tokens of the answer, as the mean of their values {ALONE}",
+}
+
+
+def model_card(
+    args: Namespace, settings: dict, counts: dict, result: dict, checks: Iterable
+) -> str:
+    """The README.md of a saved reward model.
+
+    Args:
+        args: main.py's.
+        settings: how text becomes tokens (TextSettings).
+        counts: of the data, as in training_args.json.
+        result: of the evaluation when it was saved (metrics.summarize).
+        checks: of the saved model (checks.Check).
+    """
+    metrics = [(title, figure(result[name], form)) for name, title, form in METRICS]
+    return CARD.substitute(
+        front_matter=_front_matter(args),
+        base=args.model_name_or_path,
+        comparisons=f"{counts['train_comparisons'] or counts['comparisons_per_epoch']:,}",
+        use=TRANSFORMERS.substitute(
+            end_token=repr(settings["end_token"]), max_seq_len=settings["max_seq_len"]
+        )
+        if args.save_format == "hf"
+        else DEEPSPEED_CHAT,
+        position=POSITIONS[settings["score_position"]],
+        prompt="rendered as one user message"
+        if settings["apply_chat_template"]
+        else "taken as it stands",
+        date=f" (which writes {args.chat_template_date} as the date of every conversation)"
+        if args.chat_template_date
+        else "",
+        metrics=_table(("metric", "value"), metrics),
+        checks=_table(
+            ("check", "found", "result"),
+            ((check.name, check.finding, "ok" if check.passed else "FAILED") for check in checks),
+        ),
+        data=_table(("data", "use", "read", "kept", "dropped"), _data_rows(counts)),
+        held_out=f"{counts['eval_comparisons']:,}",
+        settings=json.dumps(
+            {"settings": settings, "arguments": {name: getattr(args, name) for name in ARGUMENTS}},
+            indent=2,
+        ),
+    )
+
+
+def _front_matter(args: Namespace) -> str:
+    # Only what is on the hub may be named there.
+    base = None if os.path.exists(args.model_name_or_path) else args.model_name_or_path
+    paths = args.data_path + (args.eval_data_path or [])
+    names = [parse_word(path).repository for path in paths]
+    return ModelCardData(
+        library_name="transformers" if args.save_format == "hf" else None,
+        pipeline_tag="text-classification",
+        tags=["reward-model"] + (["deepspeed-chat"] if args.save_format == "dschat" else []),
+        base_model=base,
+        datasets=[name for name in dict.fromkeys(names) if name] or None,
+    ).to_yaml()
+
+
+def _data_rows(counts: dict) -> Iterator[tuple[str, ...]]:
+    for use in ("train", "eval"):
+        for path, count in counts[use].items():
+            dropped = [f"{reason}: {number:,}" for reason, number in count["dropped"].items()]
+            numbers = f"{count['comparisons']:,}", f"{count['kept']:,}"
+            yield f"`{path}`", use, *numbers, ", ".join(dropped) or "none"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return markdown_grid([header, ["---"] * len(header), *rows])
