@@ -12,11 +12,11 @@
 
 # The torch of requirements.txt, 2.13.0, is built for CUDA 13.0 and brings its libraries, cuDNN and
 # NCCL with it; an image with a torch of its own would only pin it a second time. What is missing
-# is a compiler: DeepSpeed builds its operators (Adam on the CPU, file access for --offload nvme)
+# is a compiler: DeepSpeed builds its operators (Adam on the CPU, file access for a device nvme)
 # when they are first used, and refuses an nvcc of another CUDA than torch's.
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04
 
-# libaio-dev is for --offload nvme; git, for the commit that training_args.json names.
+# libaio-dev is for states in files (device nvme in --deepspeed_config); git, for the commit that training_args.json names.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         build-essential git libaio-dev python3 python3-dev python3-venv \

@@ -38,7 +38,7 @@ from utils.data.tokenization import (
     check_num_padding_at_beginning,
     prepare_tokenizer,
 )
-from utils.data.training_data import choose, open_stream, remove_repeats
+from utils.data.training_data import choose, remove_repeats
 from utils.estimates import estimate_seconds, print_estimate
 from utils.model import pretrained
 from utils.model.layout import choose_layout
@@ -62,8 +62,7 @@ from utils.training.log import RunLog, write_arguments
 from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
 from utils.training.model_card import model_card
-from utils.training.nvme import check_nvme, fit_buffers
-from utils.training.plan import plan_evaluation, plan_run, plan_stream, show_plan
+from utils.training.plan import plan_evaluation, plan_run, show_plan
 from utils.training.throughput import Throughput, parameter_size
 
 if TYPE_CHECKING:
@@ -81,8 +80,6 @@ def main(args: Namespace) -> None:
     check_folders(args)
     distributed.log(*resolve_precision(args, device))
     ds_config = deepspeed_config(args, distributed.world_size())
-    if args.offload == "nvme":
-        check_nvme()
     config = pretrained.load_config(args.model_name_or_path, args.trust_remote_code)
     pretrained.set_dropout(config, args.dropout)
     distributed.log(*fix_positions(config, args.max_seq_len))
@@ -95,19 +92,15 @@ def main(args: Namespace) -> None:
     checkpoint = find_checkpoint(args, device)
     progress = checkpoint.progress if checkpoint else Progress()
     encoder = prepare_text(args, config, checkpoint)
-    collator = partial(make_collator, encoder, args.batch_layout, args.pad_to_multiple_of)
-    collate, eval_collate = collator(loss_inputs(args)), collator()
-    if args.streaming:
-        sources, weights, data = open_stream(args, encoder)
-        plan = plan_stream(args, sources, weights, collate, progress)
-    else:
-        sides = load_sides(args, encoder)
-        remove_repeats(args, sides)
-        look_at_data(args, config, sides, device)
-        if args.audit_data:
-            return
-        data = choose(args, sides)
-        plan = plan_run(args, data, collate, progress, device)
+    collate = make_collator(encoder, args.batch_layout, loss_inputs(args))
+    eval_collate = make_collator(encoder, args.batch_layout)
+    sides = load_sides(args, encoder)
+    remove_repeats(args, sides)
+    look_at_data(args, config, sides, device)
+    if args.audit_data:
+        return
+    data = choose(args, sides)
+    plan = plan_run(args, data, collate, progress, device)
     data.counts.update(tokens_per_epoch=plan.tokens, comparisons_per_epoch=plan.epoch_size)
     if checkpoint:
         checkpoint.check_run(plan.run, plan.step_size, plan.said)
@@ -201,9 +194,6 @@ def load_model(
     ds_config: dict,
 ) -> RewardModel:
     """Load the model with its head, and add LoRA; ZeRO-3 partitions it."""
-    if args.offload == "nvme":
-        largest = pretrained.empty_model(config, len(tokenizer), args.trust_remote_code)
-        fit_buffers(ds_config, largest, distributed.world_size())
     transformers.set_seed(args.seed)  # the same head on every rank
     model, notes = pretrained.load_model(
         args.model_name_or_path,

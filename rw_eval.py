@@ -236,7 +236,7 @@ def load_scorer(
     return Scorer(
         model.eval(),
         encoder,
-        make_collator(encoder, args.batch_layout, args.pad_to_multiple_of),
+        make_collator(encoder, args.batch_layout),
         device,
         packed=args.batch_layout == "packed",
         batch_size=None if args.batch_size == "auto" else args.batch_size,

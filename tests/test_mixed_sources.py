@@ -1,4 +1,4 @@
-"""Sources with weights, drawn or streamed: one process, or two that go on with its state."""
+"""Sources with weights, drawn by them: one process, or two that go on with its state."""
 
 import json
 
@@ -21,10 +21,8 @@ def write_sources(workspace, folder):
     return [*words, "--max_steps", STEPS, "--save_interval", 3]
 
 
-@pytest.mark.parametrize("mode", ["drawn", "streamed"])
-def test_two_processes_go_on_as_one_would(workspace, tmp_path, mode):
+def test_two_processes_go_on_as_one_would(workspace, tmp_path):
     words = write_sources(workspace, tmp_path)
-    words += ["--streaming"] if mode == "streamed" else []
     words[words.index("--per_device_train_batch_size") + 1] = 8
     done = run_command("python", "main.py", *words, "--output_dir", tmp_path / "one")
     assert done.returncode == 0, done.stderr
@@ -43,4 +41,4 @@ def test_two_processes_go_on_as_one_would(workspace, tmp_path, mode):
                 assert other[name] == pytest.approx(line[name], abs=1e-5), (line["step"], name)
     counts = json.loads((tmp_path / "two" / "training_args.json").read_text())["data"]
     # 0.4 of an epoch are all 40 rows of the small source, and 60 of the large one.
-    assert counts["comparisons_per_epoch"] == (100 if mode == "drawn" else 8 * STEPS)
+    assert counts["comparisons_per_epoch"] == 100

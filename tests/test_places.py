@@ -53,7 +53,11 @@ def test_every_flag_that_takes_a_path_knows_the_home_folder(parser):
 def test_a_tilde_is_the_home_folder_wherever_a_path_stands(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_jsonl(tmp_path / "a.jsonl", make_pairs(2))
-    values = {"data_path": ["~/a.jsonl:0.3", "b:0.7"], "output_dir": "~/out", "nvme_path": None}
+    values = {
+        "data_path": ["~/a.jsonl:0.3", "b:0.7"],
+        "output_dir": "~/out",
+        "tensorboard_path": None,
+    }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
     words = ["--model_name_or_path", "hub/name", "--config", "~/c.yaml", "--tensorboard_path=~"]
     args = parse_training_arguments(words)
@@ -109,17 +113,14 @@ def test_a_full_disk_shows_before_the_work(tmp_path, monkeypatch):
 def test_the_folders_of_a_run_are_tried_by_the_ranks_that_write(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     bad, common = str(tmp_path / "file" / "x"), ["--model_name_or_path", "m"]
-    nvme = ("--zero_stage", "3", "--offload", "nvme", "--nvme_path", bad)
     out = ("--output_dir", str(tmp_path / "out"))
     for rank, words, flag in (
         (0, ["--output_dir", bad], "--output_dir"),
         (0, [*out, "--enable_tensorboard", "--tensorboard_path", bad], "--tensorboard_path"),
-        (0, [*out, *nvme], "--nvme_path"),
         (0, ["--output_dir", bad, "--dry_run"], None),
         (0, ["--output_dir", bad, "--estimate_memory"], None),
         (3, ["--output_dir", bad], None),  # the second rank of the second node
         (2, ["--output_dir", bad, "--use_node_local_storage"], "--output_dir"),
-        (2, [*out, *nvme], "--nvme_path"),
     ):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("LOCAL_RANK", str(rank % 2))

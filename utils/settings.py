@@ -4,7 +4,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from types import FrameType, TracebackType
 
@@ -81,9 +81,22 @@ class FlagParser(argparse.ArgumentParser):
 
     The words that stand for the file come first, so a flag of the command line wins over the file,
     and both are checked in the same way.
+
+    Args:
+        prog, usage, description: as of an ArgumentParser.
+        config: what --config can be, for the help.
+        removed: flags that there were once, perhaps with a value, and what to do instead.
     """
 
-    def __init__(self, prog: str, usage: str, description: str, config: str):
+    def __init__(
+        self,
+        prog: str,
+        usage: str,
+        description: str,
+        config: str,
+        removed: Mapping[str, str] | None = None,
+    ):
+        self.removed = removed or {}
         # A shortened flag is taken for a mistyped one, since later versions may make it ambiguous.
         super().__init__(
             prog, usage, description, formatter_class=HelpFormatter, allow_abbrev=False
@@ -103,6 +116,11 @@ class FlagParser(argparse.ArgumentParser):
         finder.add_argument("--config", type=user_path)
         path = finder.parse_known_args(given)[0].config
         words = self._read_config(path) if path else []
+        spelled = " ".join([*words, *given, ""]).replace("=", " ")
+        for flag, instead in self.removed.items():
+            if f"{flag} " in spelled:
+                self.error(f"{flag} is no longer there: {instead}")
+
         args, unknown = self.parse_known_args(words + given)
         if unknown:
             hint = _nearest(unknown[0].split("=")[0], self._option_string_actions)
@@ -122,6 +140,11 @@ class FlagParser(argparse.ArgumentParser):
             self.error(f"--config {path} must have a line `flag: value` for each flag")
         actions = {action.dest: action for action in reversed(self._actions)}
         flags = actions.keys() - {"help", "config"}
+        for flag, instead in self.removed.items():
+            # A file of an earlier version names all flags, also those that were not given.
+            if values.pop(flag.removeprefix("--"), None) not in (None, False, 1):
+                self.error(f"--config {path}: {flag} is no longer there: {instead}")
+
         unknown = [f"{name}{_nearest(str(name), flags)}" for name in values if name not in flags]
         if unknown:
             self.error(f"--config {path}: there is no flag {', no flag '.join(unknown)}")
@@ -165,12 +188,6 @@ def add_layout(add: Callable) -> None:
         help="packed: one row without padding, the tokens that the answers of a comparison share "
         "are computed once; padded: a row for each answer; same scores (default: packed where the "
         "model family can)",
-    )
-    add(
-        "--pad_to_multiple_of",
-        type=int,
-        default=1,
-        help="fill the packed row up to a multiple of this many tokens",
     )
 
 

@@ -131,7 +131,6 @@ def rows_of(sample):
 
 
 EACH_SAMPLE = pytest.mark.parametrize("sample", [*CASES, "all of these", *range(10)])
-EACH_MULTIPLE = pytest.mark.parametrize("multiple", [1, 8, 64])
 
 
 def keys_of_ends(batch):
@@ -159,16 +158,10 @@ def packed_tokens(rows):
     return tokens
 
 
-def fill_up(tokens, multiple):
-    while tokens % multiple:
-        tokens += 1
-    return tokens
-
-
 @EACH_SAMPLE
 def test_chains_of_a_packed_batch_are_the_answers(sample):
     rows, weights = rows_of(sample)
-    batch = PackedCollator(PAD, multiple=8)(rows, weights)
+    batch = PackedCollator(PAD)(rows, weights)
     ids, positions = batch.input_ids[0].tolist(), batch.position_ids[0].tolist()
     chains = keys_of_ends(batch)
     sequences = [sequence for row in rows for sequence in row["input_ids"]]
@@ -193,10 +186,9 @@ def test_packed_answers_share_the_tokens_that_all_begin_with_and_no_others(sampl
 
 
 @EACH_SAMPLE
-@EACH_MULTIPLE
-def test_packed_tokens_see_what_stands_before_them_in_an_answer(sample, multiple):
+def test_packed_tokens_see_what_stands_before_them_in_an_answer(sample):
     rows, weights = rows_of(sample)
-    batch = PackedCollator(PAD, multiple=multiple)(rows, weights)
+    batch = PackedCollator(PAD)(rows, weights)
     segments, width = batch.segments, batch.input_ids.shape[1]
     keys, positions = segments.key_index.tolist(), batch.position_ids[0].tolist()
     # Counted, not only marked: a key that stood twice would weigh twice in the softmax.
@@ -207,9 +199,8 @@ def test_packed_tokens_see_what_stands_before_them_in_an_answer(sample, multiple
         for query in range(queries):
             for key in piece[: length - queries + query + 1]:
                 seen[query_start + query, key] += 1
-        if query_start < len(packed_tokens(rows)):
-            # A sliding window counts keys, so they stand in the order of their positions.
-            assert [positions[key] for key in piece] == list(range(length))
+        # A sliding window counts keys, so they stand in the order of their positions.
+        assert [positions[key] for key in piece] == list(range(length))
         query_start, key_start = query_start + queries, key_start + length
     assert query_start == width and key_start == len(keys)
     tokens = packed_tokens(rows)
@@ -218,15 +209,13 @@ def test_packed_tokens_see_what_stands_before_them_in_an_answer(sample, multiple
         for b, (other, earlier, with_answers) in enumerate(tokens):
             same_chain = comparison == other and answers & with_answers
             expected[a, b] = bool(same_chain and earlier <= position)
-    assert seen[: len(tokens), : len(tokens)].tolist() == expected.tolist()
-    assert not seen[: len(tokens), len(tokens) :].any()
-    assert not seen[len(tokens) :, : len(tokens)].any()
+    assert seen.tolist() == expected.tolist()
     assert seen.any(axis=1).all()  # a softmax over nothing is not a number
 
 
 @EACH_SAMPLE
 def test_starts_of_segments_are_the_sums_of_the_lengths_before(sample):
-    batch = PackedCollator(PAD, multiple=8)(*rows_of(sample))
+    batch = PackedCollator(PAD)(*rows_of(sample))
     for segments in (batch.segments, batch.end_segments):
         for lengths, starts in (
             (segments.query_lengths, segments.query_starts),
@@ -239,18 +228,14 @@ def test_starts_of_segments_are_the_sums_of_the_lengths_before(sample):
 
 
 @EACH_SAMPLE
-@EACH_MULTIPLE
-def test_packed_row_is_filled_up_to_the_multiple_with_padding(sample, multiple):
+def test_packed_row_has_no_padding(sample):
     rows, weights = rows_of(sample)
-    batch = PackedCollator(PAD, multiple=multiple)(rows, weights)
+    batch = PackedCollator(PAD)(rows, weights)
     tokens = sum(len(ids) for row in rows for ids in row["input_ids"])
     tokens -= sum(row["shared"] * (len(row["input_ids"]) - 1) for row in rows)
-    width = fill_up(tokens, multiple)
-    padding = width - tokens
     for part in (batch.input_ids, batch.attention_mask, batch.position_ids):
-        assert part.shape == (1, width)
-    assert batch.attention_mask[0].tolist() == [True] * tokens + [False] * padding
-    assert batch.input_ids[0, tokens:].tolist() == [PAD] * padding
+        assert part.shape == (1, tokens)
+    assert batch.attention_mask.all()
     assert batch.attention_mask.dtype == torch.bool
     assert {batch.input_ids.dtype, batch.position_ids.dtype, batch.end_index.dtype} == {torch.int64}
 
@@ -260,7 +245,7 @@ def test_packed_row_is_filled_up_to_the_multiple_with_padding(sample, multiple):
 def test_packed_and_padded_batches_have_the_same_pairs_and_counts(sample, mean_score):
     rows, weights = rows_of(sample)
     padded = PaddedCollator(PAD, mean_score)(rows, weights)
-    packed = PackedCollator(PAD, mean_score, multiple=8)(rows, weights)
+    packed = PackedCollator(PAD, mean_score)(rows, weights)
     for name in ("pairs", "weight", "answer_counts", "pair_counts"):
         assert torch.equal(getattr(packed, name), getattr(padded, name))
     ends = [batch.input_ids.flatten()[batch.end_index] for batch in (padded, packed)]
@@ -271,7 +256,7 @@ def test_packed_and_padded_batches_have_the_same_pairs_and_counts(sample, mean_s
 def test_packed_and_padded_batches_take_the_mean_over_the_same_tokens(sample):
     rows, weights = rows_of(sample)
     found = []
-    for collate in (PaddedCollator(PAD, True), PackedCollator(PAD, True, multiple=8)):
+    for collate in (PaddedCollator(PAD, True), PackedCollator(PAD, True)):
         batch = collate(rows, weights)
         assert batch.end_segments is None  # all tokens are scored, not the ends alone
         assert batch.mean_index.dtype == batch.mean_answer.dtype == torch.int64
@@ -300,10 +285,9 @@ def test_work_of_a_batch_equals_a_slow_loop(sample):
     assert work.dtype == torch.float64
     assert work.tolist() == [alone, slots, alone, seen_alone]
     packed = packed_tokens(rows)
-    slots = fill_up(len(packed), 8)
     seen = sum(position + 1 for _, position, _ in packed)
-    work = PackedCollator(PAD, multiple=8)(rows, weights).work()
-    assert work.tolist() == [len(packed), slots, alone, seen]
+    work = PackedCollator(PAD)(rows, weights).work()
+    assert work.tolist() == [len(packed), len(packed), alone, seen]
 
 
 @pytest.mark.parametrize("name", ["opt_tokenizer", "gpt2_tokenizer", "llama_tokenizer"])
@@ -354,15 +338,15 @@ def test_make_collator_knows_layout_padding_and_score(layout, score_position):
         settings=TextSettings("</s>", score_position=score_position),
     )
     rows, weights = rows_of("nothing in common")
-    batch = make_collator(encoder, layout, 16)(rows, weights)
-    assert batch.input_ids.shape == {"padded": (3, 3), "packed": (1, 16)}[layout]
+    batch = make_collator(encoder, layout)(rows, weights)
+    tokens = len(packed_tokens(rows))
+    assert batch.input_ids.shape == {"padded": (3, 3), "packed": (1, tokens)}[layout]
     assert (batch.segments is None) == (layout == "padded")
     assert (batch.mean_index is None) == (score_position != "mean")
     assert batch.ties is None
-    assert make_collator(encoder, layout, 16, ALL_BUT_TOKENS)(rows, weights).ties is not None
-    assert set(batch.input_ids[~batch.attention_mask].tolist()) == {77}
-    tokens = packed_tokens(rows)
-    assert make_collator(encoder, "packed")(rows, weights).input_ids.shape == (1, len(tokens))
+    assert make_collator(encoder, layout, ALL_BUT_TOKENS)(rows, weights).ties is not None
+    padding = batch.input_ids[~batch.attention_mask].tolist()
+    assert set(padding) == ({77} if layout == "padded" else set())
 
 
 def test_planned_batches_return_the_rows_of_the_plan_in_order():

@@ -118,7 +118,7 @@ def test_random_files(tmp_path, opt_tokenizer, capsys):
     assert outcomes["loaded"] > 10 and outcomes["refused"] > 10, outcomes
 
 
-SWITCHES = ("--streaming", "--audit_data", "--strict", "--apply_chat_template")
+SWITCHES = ("--audit_data", "--strict", "--apply_chat_template")
 FLAGS = (
     *("--data_path", "--eval_data_path", "--format", "--eval_fraction", "--data_split"),
     *("--data_output_path", "--num_workers", "--deduplicate", "--max_bad_rows", "--max_seq_len"),

@@ -122,7 +122,7 @@ def check_layout(config, layout):
     rows = make_rows(getattr(text, "eos_token_id", None) or 0)
     collate, model = PaddedCollator(text.pad_token_id), plain
     if layout == "packed":
-        collate = PackedCollator(text.pad_token_id, multiple=8)
+        collate = PackedCollator(text.pad_token_id)
         model = RewardModel(small_model(config, attn_implementation=SHARED_PREFIX))
     plain.train()
     model.train()

@@ -30,13 +30,6 @@ def test_offload_moves_the_optimizer_and_in_stage_3_the_parameters(stage):
     assert ("offload_param" in zero) == (stage == "3")
 
 
-def test_offload_to_nvme_says_where():
-    flags = ("--zero_stage", "3", "--offload", "nvme", "--nvme_path", "/nvme")
-    zero = deepspeed_config(arguments(*flags), 1)["zero_optimization"]
-    place = {"device": "nvme", "nvme_path": "/nvme"}
-    assert zero["offload_optimizer"] == zero["offload_param"] == place
-
-
 MONITORS = {
     "tensorboard": ("tensorboard", {"output_path": "out/tensorboard"}),
     "wandb": ("wandb", {"project": "reward_model"}),

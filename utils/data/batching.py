@@ -213,12 +213,7 @@ class PackedCollator(_Collator):
     A comparison becomes the tokens that all its answers begin with, then the tail of each answer.
     Every tail counts its positions from the end of this prefix and attends to the prefix and to
     itself, so that the scores are those of the padded layout.
-
-    Args:
-        multiple: the row is filled up to a multiple of this many tokens.
     """
-
-    multiple: int = 1
 
     def __call__(self, rows: Sequence[dict], weights: Sequence[float]) -> Batch:
         """Collate tokenised comparisons (ComparisonTokenizer.rows), each with its loss weight."""
@@ -242,27 +237,24 @@ class PackedCollator(_Collator):
                     queries = 0
             if queries:
                 pieces.append((queries, prefix, range(0)))
-        tokens = len(ids)
-        if padding := -tokens % self.multiple:
-            pieces.append((padding, range(0), range(tokens, tokens + padding)))
         return self._batch(
             rows,
             weights,
             answers,
-            torch.tensor([ids + [self.pad_token_id] * padding]),
-            torch.arange(tokens + padding)[None] < tokens,
-            torch.tensor([positions + [0] * padding]),
+            torch.tensor([ids]),
+            torch.ones(1, len(ids), dtype=torch.bool),
+            torch.tensor([positions]),
             Segments.of(pieces),
         )
 
 
 def make_collator(
-    encoder: "ComparisonTokenizer", layout: str, multiple: int = 1, inputs: LossInputs = NO_INPUTS
+    encoder: "ComparisonTokenizer", layout: str, inputs: LossInputs = NO_INPUTS
 ) -> PaddedCollator | PackedCollator:
     """The collator for the rows of an encoder, packed or padded."""
     mean_score = encoder.settings.score_position == "mean"
     shared = (encoder.tokenizer.pad_token_id, mean_score, inputs)
-    return PaddedCollator(*shared) if layout == "padded" else PackedCollator(*shared, multiple)
+    return PaddedCollator(*shared) if layout == "padded" else PackedCollator(*shared)
 
 
 class PlannedBatches(torch.utils.data.Dataset):

@@ -49,12 +49,6 @@ def add_data(parser) -> None:
         help="where tokenised data is cached (default: datasets' own cache)",
     )
     add("--num_workers", type=int, default=1, help="processes that tokenise")
-    add(
-        "--streaming",
-        action="store_true",
-        help="read the training data while it trains, in windows that are shuffled, and store "
-        "nothing of it; needs --max_steps and --eval_data_path",
-    )
 
 
 def add_data_checks(parser) -> None:
@@ -178,26 +172,6 @@ def check_data(parser, args) -> None:
     except InputError as error:
         parser.error(str(error))
     args.data_split = _parse_split(parser, args.data_split)
-    if args.streaming:
-        _check_streaming(parser, args)
-
-
-def _check_streaming(parser, args) -> None:
-    if not args.max_steps or not args.eval_data_path:
-        parser.error(
-            "--streaming needs --max_steps, since nobody knows how long the data are, and "
-            "--eval_data_path, since nothing is held out"
-        )
-    others = {
-        "--audit_data": args.audit_data,
-        "--strict": args.strict,
-        "--data_split": args.data_split,
-        "--deduplicate": args.deduplicate != "off",
-        "--max_tokens_per_micro_batch": args.max_tokens_per_micro_batch,
-    }
-    for flag, given in others.items():
-        if given:
-            parser.error(f"--streaming and {flag} exclude each other: rows come unseen")
 
 
 def _parse_split(parser, text: str | None) -> list[float] | None:

@@ -127,16 +127,13 @@ def load_evaluation(args: Namespace, opened: list[Opened]) -> list[Part]:
     return parts
 
 
-def open_sources(
-    args: Namespace, flag: str, encoder: ComparisonTokenizer, streaming: bool = False
-) -> list[Opened]:
+def open_sources(args: Namespace, flag: str, encoder: ComparisonTokenizer) -> list[Opened]:
     """Open what a flag names, and say once of each source which of its columns are read.
 
     Args:
         args: of main.py.
         flag: --data_path or --eval_data_path.
         encoder: makes token ids of comparisons.
-        streaming: whether nothing of the hub is stored.
 
     Raises:
         InputError: a source cannot be read, or its columns are not understood.
@@ -145,7 +142,7 @@ def open_sources(
     opened = []
     for source in parse_sources(words, flag, args.format, args.columns):
         with distributed.first_on_node():
-            opened.append(_open(source, encoder, streaming))
+            opened.append(_open(source, encoder))
         distributed.log(*dict.fromkeys(e.note for _, e in opened[-1].splits))
     return opened
 
@@ -175,10 +172,10 @@ def load_source(
     return _tokenize(opened, cache_dir, num_workers)
 
 
-def _open(source: Source, encoder: ComparisonTokenizer, streaming: bool = False) -> Opened:
+def _open(source: Source, encoder: ComparisonTokenizer) -> Opened:
     texts = source.columns.texts() if source.columns else ()
     place = source.path, source.subset, source.revision
-    splits = files.open_splits(*place, streaming=streaming, texts=texts)
+    splits = files.open_splits(*place, texts=texts)
     both = files.train_and_test(splits, source.place, source.split)
     options = (encoder, source.name, source.format, source.columns)
     return Opened(source, [(rows, cache.Encoder(rows, *options)) for rows in both if rows])

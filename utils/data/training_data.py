@@ -9,18 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from utils import distributed
-from utils.data import audit, cache
+from utils.data import audit
 from utils.data.sampling import Mixture
-from utils.data.sides import Part, Sides, is_dropped, load_evaluation, open_sources
-from utils.data.sources import files
-from utils.data.sources.names import parse_sources
+from utils.data.sides import Part, Sides, is_dropped
 from utils.data.tokenization import (
     EMPTY,
     MALFORMED,
     NOT_RENDERED,
     TOO_LONG,
     WRITE_IT,
-    ComparisonTokenizer,
     text_key,
     usable_reasons,
 )
@@ -39,16 +36,16 @@ class TrainingData:
     """What a run trains and evaluates on.
 
     Attributes:
-        train, evaluation: comparisons with TRAINING_COLUMNS; of a stream nobody has those to train.
+        train, evaluation: comparisons with TRAINING_COLUMNS.
         train_sizes, evaluation_sizes: int32 arrays [n] of them: tokens, length, and the number of
             answers (arrays, since lists of millions of numbers are slow).
         mixture: how epochs are drawn from sources with weights; None: all comparisons, once.
         counts: what was read, kept and left out, for training_args.json.
     """
 
-    train: datasets.Dataset | None
+    train: datasets.Dataset
     evaluation: datasets.Dataset
-    train_sizes: dict[str, np.ndarray] | None
+    train_sizes: dict[str, np.ndarray]
     evaluation_sizes: dict[str, np.ndarray]
     mixture: Mixture | None
     counts: dict
@@ -114,36 +111,6 @@ def _why_none(args: Namespace, sides: Sides, leaks: int) -> str:
         f"{args.eval_fraction:g} holds out {'none' if sides.train[0].taken.any() else 'all'}; "
         f"{remedy}, or another --eval_fraction"
     )
-
-
-def open_stream(
-    args: Namespace, encoder: ComparisonTokenizer
-) -> tuple[list[tuple[files.Rows, cache.Encoder]], list[float] | None, TrainingData]:
-    """Open what trains for reading while it trains, and load what evaluates.
-
-    Returns:
-        The rows of each source with what tokenises them, and the weights of the sources (None:
-        they have none), as TrainingStream takes them; and a TrainingData without `train`.
-
-    Raises:
-        InputError: a source cannot be read, or nothing to evaluate is usable.
-    """
-    for source in parse_sources(args.data_path, "--data_path"):
-        if source.cap is not None:
-            raise InputError(f"{source.place}: a cap ({source.cap}) does not go with --streaming")
-    opened = open_sources(args, "--data_path", encoder, streaming=True)
-    given = open_sources(args, "--eval_data_path", encoder)
-    weights = [one.source.weight for one in opened if one.source.weight is not None] or None
-    parts = load_evaluation(args, given)
-    counts: dict = {"train": {}, "eval": _count(parts, args.max_bad_rows)}
-    evaluation = _join(parts)
-    counts |= {"train_comparisons": None, "eval_comparisons": len(evaluation)}
-    distributed.log(
-        f"{len(evaluation):,} comparisons to evaluate; whether their prompts train too is not "
-        "known of a stream"
-    )
-    trained = [one.splits[0] for one in opened]
-    return trained, weights, TrainingData(None, evaluation, None, _sizes(parts), None, counts)
 
 
 def count_rows(table: datasets.Dataset, ties: bool = False) -> dict:

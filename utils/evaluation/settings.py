@@ -18,6 +18,7 @@ def parse_evaluation_arguments(argv: list[str] | None = None) -> argparse.Namesp
         description="Score answers with a reward model. Without anything to score it scores two "
         "built-in prompts, each with a good and a bad answer.",
         config="as batch_size: 8 or normalize: true",
+        removed={"--pad_to_multiple_of": "leave it out; no batch needs it"},
     )
     _add_model(parser)
     _add_input(parser)
@@ -227,4 +228,4 @@ def _check(parser, args):
         parser.error("--add_eot_token and --answer_end as_written exclude each other")
     if args.batch_size != "auto":
         require(parser, args, 1, "batch_size")
-    require(parser, args, 1, "max_seq_len", "pad_to_multiple_of")
+    require(parser, args, 1, "max_seq_len")

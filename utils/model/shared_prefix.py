@@ -180,12 +180,11 @@ def _pieces(
     query, key, value, segments: Segments
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Queries, keys and values of each piece, all [1, heads, tokens, width]."""
-    padding = key.shape[2] - sum(segments.own_lengths)
     # Not slices: the backward of each would write zeros for the whole row.
-    keys, values = (part.split([*segments.own_lengths, padding], dim=2) for part in (key, value))
+    keys, values = (part.split(segments.own_lengths, dim=2) for part in (key, value))
     queries = query.split(segments.query_lengths, dim=2)
     for query, length, key, value in zip(
-        queries, segments.prefix_lengths, keys, values, strict=False
+        queries, segments.prefix_lengths, keys, values, strict=True
     ):
         if not length:
             prefix_key, prefix_value = key, value

@@ -11,7 +11,6 @@ from datasets import Dataset
 from utils import distributed
 from utils.data.batching import make_collator
 from utils.data.tokenization import ComparisonTokenizer
-from utils.evaluation.metrics import comparison_sums, summarize
 from utils.evaluation.scoring import score_batches
 from utils.model import pretrained
 from utils.model.reward_model import RewardModel
@@ -54,7 +53,7 @@ class ModelChecks:
         results: of the model saved last; none before, and none on other ranks than the first.
 
     Args:
-        args: batch_layout, pad_to_multiple_of and trust_remote_code count.
+        args: batch_layout and trust_remote_code count.
         rows: tokenised comparisons, of which a fixed sample is taken.
         encoder: made them.
         device: of this rank.
@@ -81,7 +80,7 @@ class ModelChecks:
 
         Returns:
             The results: the folder, loaded afresh, gives the trained model's scores; layout,
-            padding and batch do not change them; with reversed ranks the accuracy is 1 - accuracy.
+            padding and batch do not change them.
         """
         layout, device = self.args.batch_layout, self._device(folder)
         try:
@@ -97,10 +96,8 @@ class ModelChecks:
             self.results.append(self._compare("layout", "packed and padded", scores, padded))
             scores = padded
         alone = self._score(model, device, "padded", batch_size=1)
-        self.results += [
-            self._compare("batch", f"{BATCH_SIZE} comparisons and 1 at a time", scores, alone),
-            self._swap_labels(scores),
-        ]
+        what = f"{BATCH_SIZE} comparisons and 1 at a time"
+        self.results.append(self._compare("batch", what, scores, alone))
         return self.results
 
     def report(self) -> None:
@@ -138,7 +135,7 @@ class ModelChecks:
 
     def _score(self, model, device, layout: str, batch_size: int = BATCH_SIZE) -> torch.Tensor:
         """Scores of the sample, float32 [N] in CPU memory."""
-        collate = make_collator(self.encoder, layout, self.args.pad_to_multiple_of)
+        collate = make_collator(self.encoder, layout)
         parts = [self.rows[i : i + batch_size] for i in range(0, len(self.rows), batch_size)]
         batches = [collate(part, [1.0] * len(part)) for part in parts]
         scored = score_batches(model, batches, device, "Checking")
@@ -149,13 +146,3 @@ class ModelChecks:
         allowed = TOLERANCES[self.dtype] * float(first.abs().max())
         finding = f"scores of {what} differ by at most {difference:.2g} (allowed {allowed:.2g})"
         return Check(name, finding, difference <= allowed)  # not, where they are NaN
-
-    def _swap_labels(self, scores: torch.Tensor) -> Check:
-        def accuracy(sign: int) -> float:
-            rows = [{**row, "ranks": [sign * rank for rank in row["ranks"]]} for row in self.rows]
-            batch = make_collator(self.encoder, "padded")(rows, [1.0] * len(rows))
-            return summarize(comparison_sums(scores, batch).sum(dim=0))["accuracy"]
-
-        given, swapped = accuracy(1), accuracy(-1)
-        finding = f"accuracy {given:.4f}, with reversed ranks {swapped:.4f}"
-        return Check("label swap", finding, abs(given + swapped - 1) < 1e-9)

@@ -1,7 +1,6 @@
 """From the command line to a DeepSpeed engine."""
 
 import json
-import os
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -51,8 +50,6 @@ def deepspeed_config(args: Namespace, world_size: int) -> dict:
     zero: dict = {"stage": args.zero_stage}
     if args.offload:
         place = {"device": args.offload}
-        if args.offload == "nvme":
-            place["nvme_path"] = os.path.abspath(args.nvme_path)
         zero["offload_optimizer"] = place
         if args.zero_stage == 3:
             zero["offload_param"] = dict(place)

@@ -37,5 +37,3 @@ def _folders(args: Namespace) -> Iterator[tuple[str, str]]:
         yield args.output_dir, "--output_dir"
     if args.tensorboard_path and "tensorboard" in args.monitor and distributed.is_main():
         yield args.tensorboard_path, "--tensorboard_path"
-    if args.nvme_path and on_each_disk:
-        yield args.nvme_path, "--nvme_path"

@@ -2,7 +2,7 @@
 
 import json
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +11,9 @@ import torch
 
 from utils import distributed
 from utils.data.batching import Batch, Collate, load_batches
-from utils.data.cache import Encoder
 from utils.data.sampling import Grouping, TrainingPlan, evaluation_plan, padded_tokens
-from utils.data.sources.files import Rows
 from utils.data.tokenization import ComparisonTokenizer
 from utils.data.training_data import TrainingData
-from utils.data.training_stream import TrainingStream
 from utils.evaluation.scoring import Sources
 from utils.training.checkpoint import Progress
 
@@ -28,7 +25,7 @@ IDENTITY = (
     *("lora_dim", "lora_alpha", "lora_module_name", "lora_learning_rate"),
     *("loss", "margin", "label", "label_smoothing", "tie_threshold", "sample_weights"),
     *("lr_scheduler_type", "num_warmup_steps", "warmup_ratio", "max_grad_norm", "dropout"),
-    *("streaming", "chat_template_date"),
+    "chat_template_date",
 )
 # SAID: the run goes on, otherwise than it began, and a line says so with these words.
 _LENGTH = "the learning rate follows the schedule of the new length"
@@ -49,8 +46,8 @@ SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_toke
 # FREE: nothing that trains depends on it, but for rounding.
 FREE = (
     *("trust_remote_code", "data_output_path", "num_workers", "audit_data", "strict"),
-    *("batch_layout", "pad_to_multiple_of", "gradient_checkpointing", "compute_fp32_loss"),
-    *("save_adapter", "offload", "nvme_path", "estimate_memory", "deepspeed", "local_rank"),
+    *("batch_layout", "gradient_checkpointing", "compute_fp32_loss"),
+    *("save_adapter", "offload", "estimate_memory", "deepspeed", "local_rank"),
     *("per_device_eval_batch_size", "output_dir", "save_format", "overwrite_output_dir"),
     *("logging_steps", "monitor", "enable_tensorboard", "tensorboard_path", "dry_run"),
     *("save_interval", "save_total_limit", "resume_from_checkpoint", "use_node_local_storage"),
@@ -64,12 +61,12 @@ class RunPlan(NamedTuple):
     Attributes:
         batches: micro-batches, `gradient_accumulation_steps` of them a step.
         total_steps: steps of the whole run, with those that are done.
-        epoch_size: comparisons of an epoch; of a stream those of the whole run.
+        epoch_size: comparisons of an epoch.
         batch_size: comparisons of a step over all ranks; their mean where they differ.
         run: what a training state must share with the run, by the names users know.
         step_size: comparisons of a step, or with a limit in tokens those.
         said: flags that may change, each with its value and what another one means.
-        tokens: of an epoch, packed and padded; None of a stream.
+        tokens: of an epoch, packed and padded.
     """
 
     batches: Iterable[Batch]
@@ -79,7 +76,7 @@ class RunPlan(NamedTuple):
     run: dict
     step_size: int
     said: dict[str, tuple]
-    tokens: dict[str, int] | None
+    tokens: dict[str, int]
 
     def state(self) -> dict:
         """What training states are saved with of it: run, batch and flags of a Checkpoint."""
@@ -90,8 +87,7 @@ class RunPlan(NamedTuple):
 def plan_run(
     args: Namespace, data: TrainingData, collate: Collate, progress: Progress, device: torch.device
 ) -> RunPlan:
-    """Plan what is left of the epochs over data that are not a stream."""
-    assert data.train is not None and data.train_sizes is not None
+    """Plan what is left of the epochs."""
     grouping = _grouping(args, data.train_sizes, args.per_device_train_batch_size)
     plan = partial(TrainingPlan, grouping, distributed.rank(), args.seed, mixture=data.mixture)
     left = plan(range(progress.epoch, args.num_train_epochs), progress.seen)
@@ -100,47 +96,16 @@ def plan_run(
         total_steps = min(total_steps, max(args.max_steps, progress.step))
     epoch = plan(range(1))
     tokens = _count_tokens(data.train_sizes, epoch, device)
-    batch_size: float = _step_size(args)
+    batch_size: float = step_size(args)
     if args.max_tokens_per_micro_batch:
         batch_size = round(epoch.epoch_size / epoch.steps, 1)
-    run = _identity(args) | {"training comparisons": len(data.train)}
+    run = identity_of(args) | {"training comparisons": len(data.train)}
     run["tokens in an epoch"] = tokens["packed"]
     run["weights"] = list(data.mixture.weights) if data.mixture else None
     batches = load_batches(data.train, left, collate)
-    sizes = epoch.epoch_size, batch_size, run, _step_size(args), _said(args), tokens
+    sizes = epoch.epoch_size, batch_size, run, step_size(args), said_of(args), tokens
     _check_warmup(args, total_steps)
     return RunPlan(batches, total_steps, *sizes)
-
-
-def plan_stream(
-    args: Namespace,
-    sources: Sequence[tuple[Rows, Encoder]],
-    weights: Sequence[float] | None,
-    collate: Collate,
-    progress: Progress,
-) -> RunPlan:
-    """Plan a run over rows that nobody has seen; its whole length is its one epoch.
-
-    Args:
-        args, collate, progress: as in `plan_run`.
-        sources, weights: of a TrainingStream.
-    """
-    total_steps, size = max(args.max_steps, progress.step), _step_size(args)
-    stream = TrainingStream(
-        sources,
-        weights,
-        partial(_grouping, args, batch_size=args.per_device_train_batch_size),
-        collate,
-        total_steps - progress.step,
-        args.seed,
-        progress,
-        ties=args.tie_threshold > 0,
-        max_bad_rows=args.max_bad_rows,
-    )
-    _check_warmup(args, total_steps)
-    run = _identity(args)
-    run |= {f"--{name}": getattr(args, name) for name in ("data_path", "format", "columns")}
-    return RunPlan(stream, total_steps, args.max_steps * size, size, run, size, _said(args), None)
 
 
 def plan_evaluation(
@@ -162,13 +127,12 @@ def show_plan(
     plan: RunPlan,
     collate: Collate,
 ) -> None:
-    """Print what a run would do, for --dry_run; of a stream the batch is one to evaluate."""
+    """Print what a run would do, for --dry_run."""
     distributed.log(f"global batch: {plan.batch_size:g} comparisons, {plan.total_steps} steps")
     parts = {"arguments": vars(args), "DeepSpeed": ds_config, "data": data.counts}
     for title, part in parts.items():
         distributed.log(f"{title}: {json.dumps(part, indent=2)}")
-    table = data.train or data.evaluation
-    rows = table.select(range(min(2, len(table)))).to_list()
+    rows = data.train.select(range(min(2, len(data.train)))).to_list()
     batch = collate(rows, [1.0] * len(rows))
     distributed.log(
         f"one batch, {args.batch_layout}, {batch.attention_mask.sum()} tokens, pairs (better, "
@@ -192,7 +156,8 @@ def _grouping(args, sizes, batch_size: int, accumulation: int | None = None) -> 
     )
 
 
-def _step_size(args) -> int:
+def step_size(args) -> int:
+    """Comparisons of a step over all ranks, or with a limit in tokens these."""
     size = args.max_tokens_per_micro_batch or args.per_device_train_batch_size
     return size * args.gradient_accumulation_steps * distributed.world_size()
 
@@ -205,12 +170,13 @@ def _check_warmup(args, total_steps: int) -> None:
         )
 
 
-def _identity(args) -> dict:
-    run = {f"--{name}": getattr(args, name) for name in IDENTITY}
-    return run | {"--offload nvme": args.offload == "nvme"}
+def identity_of(args) -> dict:
+    """What a run that goes on from a training state must share with it, by flag."""
+    return {f"--{name}": getattr(args, name) for name in IDENTITY}
 
 
-def _said(args) -> dict[str, tuple]:
+def said_of(args) -> dict[str, tuple]:
+    """Flags that may change, each with its value and what another one means."""
     values = dict(vars(args))
     if path := args.deepspeed_config:  # its entries count, not its name
         values["deepspeed_config"] = json.loads(Path(path).read_text(encoding="utf-8"))

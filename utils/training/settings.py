@@ -16,6 +16,15 @@ SCHEDULERS = (
     "constant_with_warmup",
 )
 
+# Flags that there were once, and what to do instead.
+REMOVED = {
+    "--streaming": "leave it out; tokenised rows are a file that is mapped, not held in memory "
+    "(--data_output_path says where, --num_workers makes it faster)",
+    "--offload nvme": "give --offload cpu, or name the device nvme in --deepspeed_config",
+    "--nvme_path": "name the device nvme and its nvme_path in --deepspeed_config",
+    "--pad_to_multiple_of": "leave it out; no batch needs it",
+}
+
 
 def parse_training_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse main.py's command line; a wrong flag or value exits with code 2.
@@ -36,6 +45,7 @@ def training_parser() -> FlagParser:
         usage="main.py --model_name_or_path MODEL --data_path DATA [flags; see --help]",
         description="Finetune a causal language model into a reward model with DeepSpeed.",
         config="as max_seq_len: 512 or margin: true, or the training_args.json of a run",
+        removed=REMOVED,
     )
     _add_model(parser)
     add_data(parser)
@@ -182,12 +192,8 @@ def _add_deepspeed(parser):
         "--offload",
         nargs="?",
         const="cpu",
-        choices=("cpu", "nvme"),
-        help="keep optimizer states (in stage 3 the parameters too) in CPU memory (cpu, also "
-        "without a value; stages 1 to 3) or in files under --nvme_path (nvme; stage 3)",
-    )
-    add(
-        "--nvme_path", type=user_path, help="folder on a fast disk of each node, for --offload nvme"
+        choices=("cpu",),
+        help="keep optimizer states (in stage 3 the parameters too) in CPU memory (stages 1 to 3)",
     )
     add(
         "--estimate_memory",
@@ -309,7 +315,6 @@ def _check_training(parser, args):
         "gradient_accumulation_steps",
         "num_train_epochs",
         "logging_steps",
-        "pad_to_multiple_of",
     )
     numbers = [name for name, value in vars(args).items() if isinstance(value, (int, float))]
     numbers.remove("local_rank")  # -1 without a launcher
@@ -362,7 +367,3 @@ def _check_lora(parser, args):
 def _check_offload(parser, args):
     if args.offload and not args.zero_stage:
         parser.error("--offload needs --zero_stage 1, 2 or 3")
-    if args.offload == "nvme" and args.zero_stage != 3:
-        parser.error(f"--offload nvme needs --zero_stage 3, not {args.zero_stage}")
-    if (args.offload == "nvme") != (args.nvme_path is not None):
-        parser.error("--offload nvme and --nvme_path go together")

@@ -26,12 +26,11 @@ from utils.data.sources.names import parse_place
 
 disable_progress_bars()
 time.sleep = lambda seconds: None  # between tries
-streaming, *words = sys.argv[1:]
-for place in map(parse_place, words):
+for place in map(parse_place, sys.argv[1:]):
     try:
-        splits = open_splits(place.path, place.subset, place.revision, streaming == "stream")
+        splits = open_splits(place.path, place.subset, place.revision)
         found = {name: [parse_row(row) for row in rows] for name, rows in splits.items()}
-        keys = [rows.fingerprint() for rows in splits.values() if streaming != "stream"]
+        keys = [rows.fingerprint() for rows in splits.values()]
         print(json.dumps({"rows": found, "keys": keys}))
     except InputError as error:
         print(json.dumps({"error": str(error)}))
@@ -81,11 +80,11 @@ def zip_rows(path, rows):
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def read(hub, home, *words, offline=False, mode="fetch", **more):
+def read(hub, home, *words, offline=False, **more):
     """What READ prints of each word; `requests` of the hub begin anew."""
     hub.requests.clear()
     environment = {**os.environ, **hub.environment(home, offline), "PYTHONPATH": str(ROOT), **more}
-    command = [sys.executable, "-c", READ, mode, *words]
+    command = [sys.executable, "-c", READ, *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -122,15 +121,6 @@ def test_a_part_of_a_data_set_is_fetched_once_and_found_without_network(hub, tmp
     assert same == found and not hub.requests
     for place in (base, whole, part):  # a part of it is not taken for the whole
         assert "HF_HUB_OFFLINE is set, and HF_HOME does not hold all of it" in place["error"]
-
-
-def test_a_stream_has_the_same_rows_and_stores_none(hub, tmp_path):
-    words = ["Dahoas/rm-static", "Anthropic/hh-rlhf/helpful-base", "some/parts@v1#harmless"]
-    found = read(hub, tmp_path / "stream", *words, mode="stream")
-    expected = read(hub, tmp_path / "fetch", *words)
-    assert [place["rows"] for place in found] == [place["rows"] for place in expected]
-    stored = {path.name for path in (tmp_path / "stream").rglob("*") if path.is_symlink()}
-    assert stored == {"README.md"}
 
 
 FAULTS = {

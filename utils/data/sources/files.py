@@ -130,7 +130,6 @@ def open_splits(
     path: str,
     subset: str | None = None,
     revision: str | None = None,
-    streaming: bool = False,
     texts: tuple[str, ...] = (),
 ) -> dict[str, Rows]:
     """The splits of a file, folder or hub data set.
@@ -139,7 +138,6 @@ def open_splits(
         path: local path or hub name, perhaps with a folder of the data set.
         subset: configuration, as the README of a folder or data set lists it.
         revision: branch, tag or commit of a hub data set.
-        streaming: whether nothing of the hub is stored, but each file read where it is.
         texts: further columns of CSV files whose values are text.
 
     Raises:
@@ -157,7 +155,7 @@ def open_splits(
     elif os.path.exists(path) and not os.path.isdir(path):
         raise InputError(f"{path}: is a device or the like; expected a file or folder")
     elif os.path.exists(path) or _could_be_on_the_hub(path):
-        splits = _find_splits(path, subset, revision, streaming, place)
+        splits = _find_splits(path, subset, revision, place)
     else:
         raise InputError(
             f"{path}: no such file or folder (--data_path, --eval_data_path), and no name of a "
@@ -193,7 +191,7 @@ def _could_be_on_the_hub(path: str) -> bool:
 
 
 def _find_splits(
-    path: str, subset: str | None, revision: str | None, streaming: bool, place: str
+    path: str, subset: str | None, revision: str | None, place: str
 ) -> dict[str, list[str]]:
     """The files of each split of a folder or hub data set."""
     is_local = os.path.exists(path)
@@ -206,9 +204,8 @@ def _find_splits(
             found = hub.HubFiles(path, revision)
             with found.outline() as folder:
                 splits = _splits_of_folder(folder, subset, place)
-            if not streaming:
-                found.fetch([name for names in splits.values() for name in names])
-            start = found.address if streaming else found.root
+            found.fetch([name for names in splits.values() for name in names])
+            start = found.root
         return {split: [os.path.join(start, n) for n in names] for split, names in splits.items()}
     except UNREADABLE as error:
         if is_local:

@@ -155,7 +155,7 @@ def _split_place(word: str, folder: Path = Path()) -> tuple[str, str | None, str
 
     def cut(text: str, mark: str) -> tuple[str, str | None]:
         before, _, after = text.partition(mark)
-        is_path = (folder / text).exists() or not before or not after or mark in after
+        is_path = os.path.exists(folder / text) or not before or not after or mark in after
         return (text, None) if is_path else (before, after)
 
     path, subset = cut(word, "#")
