@@ -12,8 +12,8 @@ import scipy
 import sklearn.metrics
 
 from utils.data.comparison import ranked_pairs
-from utils.evaluation import columns
-from utils.evaluation.metrics import Tallies, Tally
+from utils.evaluation import score_tables
+from utils.evaluation.metrics import Tallies
 from utils.settings import InputError
 
 
@@ -203,7 +203,6 @@ def slow_tally(records, label):
             "correlation": scipy.stats.pearsonr(*zip(*answers, strict=True)).statistic,
             "pair_correlation": scipy.stats.pearsonr(margins, [gap for *_, gap, _ in pairs])[0],
         },
-        "sampled": False,
     }
 
 
@@ -282,8 +281,8 @@ def test_a_source_called_all_does_not_hide_the_total():
 def test_comparisons_of_any_size_fit_into_memory(monkeypatch):
     records = make_records(4, 50)
     whole = tally(records)
-    monkeypatch.setattr(columns, "MOST_PAIRS", 100)
-    parts = list(columns.portions(records))
+    monkeypatch.setattr(score_tables, "PAIRS_AT_ONCE", 100)
+    parts = list(score_tables.portions(records))
     assert sum(parts, []) == records
     sizes = [sum(len(record["ranks"]) ** 2 for record in part) for part in parts]
     assert max(sizes) < 100 + 7**2
@@ -307,7 +306,7 @@ def test_nothing_to_compare_leaves_only_scores():
     assert [result[name] for name in counts] == [0] * 4
     assert result["answers"] == 2
     assert (result["calibration_bins"], result["length_gap_bins"]) == ([], [])
-    known = {"answers", "calibration_bins", "length_gap_bins", "length", "sampled", *counts}
+    known = {"answers", "calibration_bins", "length_gap_bins", "length", *counts}
     for name in set(result) - known - {"score_mean", "score_std", "score_percentiles"}:
         assert result[name] is None, name
     assert result["length"].pop("correlation") is not None
@@ -316,7 +315,9 @@ def test_nothing_to_compare_leaves_only_scores():
 
 def test_nothing_at_all():
     assert Tallies().results() == {}
-    result = Tally().results()
+    tallies = Tallies()
+    tallies.add([make_record([None, None])])
+    (result,) = tallies.results().values()
     json.dumps(result, allow_nan=False)
     assert result["score_mean"] is result["score_std"] is result["score_percentiles"]["5"] is None
 

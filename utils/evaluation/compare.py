@@ -1,20 +1,19 @@
 """Two evaluations of the same rows side by side: is one model better, or is it chance?"""
 
 import json
-from array import array
-from collections import defaultdict
 from collections.abc import Iterator
-from functools import lru_cache, partial
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
+from sys import intern
 
 import numpy as np
+import pandas as pd
 import scipy  # loads its parts when they are first used, which only --compare does
 from rich.console import Console
 from rich.text import Text
 
-from utils.data.comparison import ranked_pairs
 from utils.evaluation.records import read_records
+from utils.evaluation.score_tables import answer_pairs, is_pair, read_answers
 from utils.evaluation.statistics import clustered_interval
 from utils.output.files import write_whole
 from utils.output.tables import (
@@ -28,7 +27,7 @@ from utils.output.tables import (
 )
 from utils.settings import InputError
 
-COUNTS = 11  # of a row (_count)
+LINES_AT_ONCE = 1024
 CAVEAT = (
     "The interval is clustered by prompt, so it accounts for pairs that share one. McNemar's p "
     "does not: with more than two answers to a prompt, or repeated prompts, it is too small. It "
@@ -67,11 +66,9 @@ def compare(folder_a: str | Path, folder_b: str | Path) -> dict:
     """Compare two models on the same rows, pair by pair.
 
     The difference of accuracies (B minus A, ties count half) has a 95 % interval over clusters, the
-    prompts (estimates.clustered_interval). McNemar's test (McNemar 1947, Psychometrika 12) is the
+    prompts (statistics.clustered_interval). McNemar's test (McNemar 1947, Psychometrika 12) is the
     exact two-sided binomial one on the pairs that one model ranks strictly right and the other does
     not. It takes pairs as independent, which those of one prompt are not; the interval does not.
-
-    Both files are read in step. 88 bytes a row are kept in memory, twice that for several sources.
 
     Args:
         folder_a: --output_dir of one evaluation, with scores.jsonl.
@@ -89,29 +86,28 @@ def compare(folder_a: str | Path, folder_b: str | Path) -> dict:
     Raises:
         InputError: a file is missing or broken, or the rows differ.
     """
-    counts: defaultdict[str, array] = defaultdict(lambda: array("q"))
-    dropped = 0
-    both_records = zip_longest(_records(folder_a), _records(folder_b))
-    for number, (a, b) in enumerate(both_records, 1):
-        _check_same(number, a, b, folder_a, folder_b)
-        dropped += "dropped" in a or "dropped" in b
-        counts[a["source"]].extend(_count(a, b))
-    if not counts:
+    parts, sources, dropped = [], set(), 0
+    lines = enumerate(zip_longest(_read_lines(folder_a), _read_lines(folder_b)), 1)
+    while some := list(islice(lines, LINES_AT_ONCE)):
+        for number, (a, b) in some:
+            _check_same(number, a, b, folder_a, folder_b)
+            dropped += "dropped" in a or "dropped" in b
+            sources.add(a["source"])
+        parts.append(_outcomes([a for _, (a, _) in some], [b for _, (_, b) in some]))
+    if not parts:
         raise InputError(f"{folder_a} and {folder_b}: scores.jsonl has no line")
-    rows = {
-        source: np.frombuffer(counts[source], dtype=np.int64).reshape(-1, COUNTS)
-        for source in sorted(counts)
-    }
-    rows = with_total(rows, partial(np.concatenate, list(rows.values())))
+
+    pairs = pd.concat(parts)
+    results = {source: _summarize(pairs[pairs.source == source]) for source in sorted(sources)}
     return {
         "a": str(folder_a),
         "b": str(folder_b),
         "dropped": dropped,
-        "results": {source: _summarize(own) for source, own in rows.items()},
+        "results": with_total(results, lambda: _summarize(pairs)),
     }
 
 
-def _records(folder: str | Path) -> Iterator[dict]:
+def _read_lines(folder: str | Path) -> Iterator[dict]:
     """The lines of a folder's scores.jsonl, one by one."""
     path = Path(folder) / "scores.jsonl"
     if not path.is_file():
@@ -146,64 +142,78 @@ def _check_same(
             )
 
 
-def _pairs(record: dict) -> frozenset[tuple[int, int]]:
-    """Better and worse answer of each pair whose answers have different tokens."""
-    ranks = tuple(record["ranks"])
-    return _pairs_of(ranks, tuple(record.get("copies", range(len(ranks)))))
+def _outcomes(records_a: list[dict], records_b: list[dict]) -> pd.DataFrame:
+    """A row for each pair that at least one of the models has.
+
+    `source`; `prompt`, a key; `a` and `b`, what each model made of it: 1 right, 0.5 tied, 0 wrong,
+    NaN if it could not score both answers or if they have the same tokens for it.
+    """
+    keys = ["comparison", "better", "worse"]
+    a, b = _judged_pairs(records_a), _judged_pairs(records_b)
+    pairs = a.merge(b, on=keys, how="outer", suffixes=("_a", "_b"))
+    prompts = np.array([r.get("prompt", 0) % 2**64 for r in records_a], dtype=np.uint64)
+    sources = np.array([intern(record["source"]) for record in records_a], dtype=object)
+    return pd.DataFrame(
+        {
+            "source": sources[pairs.comparison],
+            "prompt": prompts[pairs.comparison],
+            "a": pairs.outcome_a,
+            "b": pairs.outcome_b,
+        }
+    )
 
 
-@lru_cache(maxsize=2**16)  # most rows are like others
-def _pairs_of(ranks: tuple[int, ...], copies: tuple[int, ...]) -> frozenset[tuple[int, int]]:
-    return frozenset(map(tuple, ranked_pairs(ranks, [[copy] for copy in copies]).tolist()))
+def _judged_pairs(records: list[dict]) -> pd.DataFrame:
+    """The pairs of one model by the places of their answers; a dropped record has none."""
+    answers = read_answers(records)
+    better, worse = answer_pairs(answers)
+    ranked = is_pair(answers, better, worse)
+    better, worse = better[ranked], worse[ranked]
+
+    score, place = answers.score.to_numpy(), answers.place.to_numpy()
+    outcome = (1 + np.sign(score[better] - score[worse])) / 2
+    comparison = answers.comparison.to_numpy()[better]
+    return pd.DataFrame(
+        {
+            "comparison": comparison,
+            "better": place[better],
+            "worse": place[worse],
+            "outcome": outcome,
+        }
+    )
 
 
-def _count(a: dict, b: dict) -> list[int]:
-    """Key of the prompt; pairs left out; judged pairs by the outcome of A, then of B (3 x 3)."""
-    pairs_a, pairs_b = _pairs(a), _pairs(b)  # none in a dropped row
-    outcomes = [0] * 9
-    for i, j in pairs_a & pairs_b:
-        ours, theirs = ((record["scores"][i], record["scores"][j]) for record in (a, b))
-        if None not in (*ours, *theirs):
-            outcomes[3 * _outcome(*ours) + _outcome(*theirs)] += 1
-    prompt = a.get("prompt", 0) % 2**63  # in the range of int64
-    return [prompt, len(pairs_a | pairs_b) - sum(outcomes), *outcomes]
-
-
-def _outcome(better: float, worse: float) -> int:
-    """2 right, 1 tied, 0 wrong."""
-    return 2 if better > worse else int(better == worse)
-
-
-def _summarize(rows: np.ndarray) -> dict:
-    """The figures of a group; rows: int64 [R, 11], of `_count`."""
-    judged = rows[rows[:, 2:].any(axis=1)]
-    outcomes = judged[:, 2:].reshape(-1, 3, 3)
-    total, worth = outcomes.sum(axis=0), np.array([0, 0.5, 1])
-    pairs, only_a, only_b = int(total.sum()), int(total[2, :2].sum()), int(total[:2, 2].sum())
-    prompts, cluster = np.unique(judged[:, 0], return_inverse=True)
-    gains = np.bincount(cluster, (outcomes.sum(axis=1) - outcomes.sum(axis=2)) @ worth)
-    sizes = np.bincount(cluster, outcomes.sum(axis=(1, 2)))
-    low, high = clustered_interval(gains, sizes) if len(prompts) > 1 else (None, None)
+def _summarize(pairs: pd.DataFrame) -> dict:
+    """The metrics of some of the rows that `_outcomes` returns."""
+    judged = pairs.dropna()
+    a, b = judged.a.to_numpy(), judged.b.to_numpy()
+    right_a, right_b = a == 1, b == 1
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     p = scipy.stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
 
-    def share(number: float) -> float | None:
-        return float(number / pairs) if pairs else None
+    prompts, cluster = np.unique(judged.prompt, return_inverse=True)
+    low = high = None
+    if len(prompts) > 1:
+        low, high = clustered_interval(np.bincount(cluster, b - a), np.bincount(cluster))
+
+    def mean(values: np.ndarray) -> float | None:
+        return float(values.mean()) if len(values) else None
 
     return {
         "prompts": len(prompts),
-        "pairs": pairs,
-        "left_out": int(rows[:, 1].sum()),
-        "accuracy_a": share(total.sum(axis=1) @ worth),
-        "accuracy_b": share(total.sum(axis=0) @ worth),
-        "difference": share(gains.sum()),
+        "pairs": len(judged),
+        "left_out": len(pairs) - len(judged),
+        "accuracy_a": mean(a),
+        "accuracy_b": mean(b),
+        "difference": mean(b - a),
         "difference_low": low,
         "difference_high": high,
-        "both_right": int(total[2, 2]),
+        "both_right": int((right_a & right_b).sum()),
         "only_a": only_a,
         "only_b": only_b,
-        "neither_right": int(total[:2, :2].sum()),
-        "mcnemar_p": float(p) if pairs else None,
-        "agreement": share(np.trace(total)),
+        "neither_right": int((~right_a & ~right_b).sum()),
+        "mcnemar_p": float(p) if len(judged) else None,
+        "agreement": mean(a == b),
     }
 
 

@@ -1,17 +1,17 @@
 """What scores are worth: sums over batches for training, and all metrics of an evaluation."""
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import scipy
 import torch
 from torch.nn.functional import logsigmoid
 
 from utils.data.batching import Batch
-from utils.evaluation.columns import Columns, portions, read_columns
-from utils.evaluation.statistics import Clusters, Moments, Sample, best_temperature
+from utils.evaluation.score_tables import ScoreTables, portions, read_tables
+from utils.evaluation.statistics import accuracy_interval, best_temperature, correlation
 from utils.output.tables import with_total
 
 # What tables of an evaluation show of each source.
@@ -119,7 +119,7 @@ def summarize_sources(sums: torch.Tensor, names: Sequence[str]) -> dict:
 
 
 class Tallies:
-    """Metrics by source and over all sources.
+    """Metrics by source and over all sources, of records that are held in memory as tables.
 
     Args:
         label: "hard": ranks say which answer is better; "soft": votes, where there are some, say
@@ -127,8 +127,8 @@ class Tallies:
     """
 
     def __init__(self, label: str = "hard"):
-        self.by_source: defaultdict[str, Tally] = defaultdict(lambda: Tally(label))
-        self.total = Tally(label)
+        self.label = label
+        self.parts: list[ScoreTables] = []
 
     def add(self, records: Sequence[dict]) -> None:
         """Count more lines of scores.jsonl (records.make_record); `dropped` ones are left out.
@@ -136,38 +136,40 @@ class Tallies:
         Raises:
             InputError: a score is not finite.
         """
-        of_source = defaultdict(list)
-        for record in records:
-            if "dropped" not in record:
-                of_source[record["source"]].append(record)
-        for source, own in of_source.items():
-            for part in portions(own):
-                columns = read_columns(part)
-                self.by_source[source].add(columns)
-                self.total.add(columns)
+        if scored := [record for record in records if "dropped" not in record]:
+            self.parts += map(read_tables, portions(scored))
 
     def results(self) -> dict[str, dict]:
-        """Metrics (Tally.results) of each source, sorted, and the total (tables.with_total)."""
-        results = {source: self.by_source[source].results() for source in sorted(self.by_source)}
-        return with_total(results, self.total.results)
+        """`evaluation_metrics` of each source, sorted, and the total (tables.with_total)."""
+        if not self.parts:
+            return {}
+        tables = ScoreTables.concatenate(self.parts)
+        self.parts = [tables]
+
+        numbers, sources = pd.factorize(tables.comparisons.source, sort=True)
+        results = {
+            source: evaluation_metrics(tables.select(numbers == number), self.label)
+            for number, source in enumerate(sources)
+        }
+        return with_total(results, lambda: evaluation_metrics(tables, self.label))
 
 
-class Tally:
-    """The metrics of a group of comparisons, of any number of them, in a few MB.
+def evaluation_metrics(tables: ScoreTables, label: str) -> dict:
+    """All metrics of some comparisons, ready for JSON; a number that does not exist is None.
 
     comparisons (with a pair), prompts, pairs, answers (most in a comparison), ties (pairs with
     equal scores): counts.
     accuracy: share of pairs whose better answer scores higher, ties half; with a 95 % interval
-    (Clusters.interval). margin, better_score, worse_score: means over pairs.
+    (statistics.accuracy_interval). margin, better_score, worse_score: means over pairs.
     loss: Bradley-Terry (training.loss), mean over the pairs of a comparison, then comparisons.
     kendall_tau (comparisons with one score for all answers are left out), best_of_k,
-    best_of_k_chance, mrr: means over comparisons (columns.Columns).
+    best_of_k_chance, mrr: means over comparisons (ScoreTables).
     brier: mean of (p - 1)^2 with p = sigmoid(margin), or of (p - P)^2 where votes say that the
     better answer is better with probability P. soft_loss: log-loss against P, over the pairs with
     votes.
     ece: |accuracy - confidence|, confidence being max(p, 1 - p), averaged over the pairs in 10
     equal bins from 0.5 to 1 (Guo et al. 2017, arXiv 1706.04599, eq. 3). calibration_bins.
-    temperature: estimates.best_temperature.
+    temperature: statistics.best_temperature.
     score_mean, score_std (N in the denominator), score_percentiles: over all scored answers.
     length: accuracy of the pairs whose better answer is longer or shorter, the share of both whose
     longer answer scores higher (ties half), and the correlations of score with length: over
@@ -175,156 +177,78 @@ class Tally:
     length_gap_bins: by tokens of the better minus tokens of the worse answer. The one of `low` and
     `high` that is nearer to 0 is outside.
     histogram: pairs by the score of their better and of their worse answer.
-    sampled: whether a limit was passed. Percentiles, histogram and temperature come from at most
-    estimates.SIZE (65,536) answers or pairs, chosen uniformly and the same in every run. So many
-    prompts are told apart; of more, the interval comes from random groups of prompts, and their
-    number is an estimate.
 
     Args:
         label: as of Tallies.
     """
+    comparisons = tables.comparisons[tables.comparisons.pairs > 0]
+    better, worse, length_gap, votes = tables.pairs.to_numpy().T
+    score, length = tables.answers.to_numpy().T
+    margin = better - worse
+    correct = (margin > 0) + 0.5 * (margin == 0)
 
-    def __init__(self, label: str = "hard"):
-        self.label = label
-        self.sums: defaultdict[str, float] = defaultdict(float)
-        self.counts: defaultdict[str, int] = defaultdict(int)
-        # Pairs and right ones by the gap in length; by confidence also the sum of that.
-        self.gap_bins = np.zeros((2, 2 * len(GAPS) + 3))
-        self.confidence_bins = np.zeros((3, CONFIDENCE_BINS))
-        self.largest_count = 0
-        self.clusters = Clusters()
-        self.answers, self.pairs = Sample(), Sample()
-        self.answer_moments, self.pair_moments = Moments(), Moments()
-        self.add(read_columns([]))  # every sample and sum begins empty
+    owner = np.arange(len(comparisons)).repeat(comparisons.pairs)
+    right = np.bincount(owner, correct, len(comparisons))
+    losses = np.bincount(owner, _log_loss(margin), len(comparisons)) / comparisons.pairs
+    low, high = accuracy_interval(comparisons.prompt, right, comparisons.pairs)
 
-    def add(self, columns: Columns) -> None:
-        """Count more comparisons; one without pairs adds only its scores."""
-        correct = (columns.margin > 0) + 0.5 * (columns.margin == 0)
-        right = np.bincount(columns.comparison, correct, minlength=len(columns.pairs))
-        counted = columns.pairs > 0
-        self.largest_count = max(self.largest_count, columns.answers.max(initial=0))
-        self.clusters.add(columns.prompt[counted], right[counted], columns.pairs[counted])
-        self.answers.add(columns.answer_key, columns.score)
-        self.answer_moments.add(columns.score, columns.length)
-        self.pairs.add(columns.pair_key, np.stack([columns.better, columns.worse], axis=1))
-        self.pair_moments.add(columns.margin, columns.length_gap)
-        self._add_means(columns, correct)
-        self._add_bins(columns, correct)
+    voted = ~np.isnan(votes) & (label == "soft")
+    target = np.where(voted, votes, 1.0)
+    soft_loss = target * _log_loss(margin) + (1 - target) * _log_loss(-margin)
 
-    def _add_means(self, columns: Columns, correct: np.ndarray) -> None:
-        """Sums and counts of what has a mean over comparisons or pairs; NaN is left out."""
-        margin, counted = columns.margin, columns.pairs > 0
-        losses = np.bincount(columns.comparison, _log_loss(margin), len(counted))
-        voted = ~np.isnan(columns.votes) & (self.label == "soft")
-        target = np.where(voted, columns.votes, 1.0)
-        soft_loss = target * _log_loss(margin) + (1 - target) * _log_loss(-margin)
-        values = {
-            "loss": losses[counted] / columns.pairs[counted],
-            "accuracy": correct,
-            "ties": margin == 0,
-            "better_score": columns.better,
-            "worse_score": columns.worse,
-            "kendall_tau": columns.kendall_tau,
-            "best_of_k": columns.best_of_k,
-            "best_of_k_chance": columns.best_of_k_chance,
-            "mrr": columns.mrr,
-            "brier": (scipy.special.expit(margin) - target) ** 2,
-            "soft_loss": soft_loss[voted],
-        }
-        for name, column in values.items():
-            self.sums[name] += float(np.nansum(column))
-            self.counts[name] += int(np.count_nonzero(~np.isnan(column)))
+    longer, shorter = length_gap > 0, length_gap < 0
+    longer_wins = np.where(longer, correct, 1 - correct)[longer | shorter]
+    bins = _calibration_bins(margin, correct)
+    error = sum(one["pairs"] * abs(one["accuracy"] - one["confidence"]) for one in bins)
 
-    def _add_bins(self, columns: Columns, correct: np.ndarray) -> None:
-        step = 1 + np.searchsorted(GAPS, np.abs(columns.length_gap))
-        place = len(GAPS) + 1 + np.sign(columns.length_gap).astype(np.int64) * step
-        count = self.gap_bins.shape[1]
-        self.gap_bins += [np.bincount(place, sums, count) for sums in (None, correct)]
+    return {
+        "comparisons": len(comparisons),
+        "prompts": comparisons.prompt.nunique(),
+        "pairs": len(margin),
+        "answers": int(tables.comparisons.answers.max()),
+        "accuracy": _mean(correct),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "ties": int((margin == 0).sum()),
+        "loss": _mean(losses),
+        "margin": _mean(margin),
+        "better_score": _mean(better),
+        "worse_score": _mean(worse),
+        "kendall_tau": _mean(comparisons.kendall_tau),
+        "best_of_k": _mean(comparisons.best_of_k),
+        "best_of_k_chance": _mean(comparisons.best_of_k_chance),
+        "mrr": _mean(comparisons.mrr),
+        "brier": _mean((scipy.special.expit(margin) - target) ** 2),
+        "ece": error / len(margin) if len(margin) else None,
+        "temperature": best_temperature(margin),
+        "soft_loss": _mean(soft_loss[voted]),
+        "score_mean": _mean(score),
+        # Less the first score: equal ones have a deviation of exactly 0.
+        "score_std": float((score - score[0]).std()) if len(score) else None,
+        "score_percentiles": {
+            str(percent): float(np.percentile(score, percent)) if len(score) else None
+            for percent in PERCENTILES
+        },
+        "length": {
+            "longer_pairs": int(longer.sum()),
+            "longer_accuracy": _mean(correct[longer]),
+            "shorter_pairs": int(shorter.sum()),
+            "shorter_accuracy": _mean(correct[shorter]),
+            "equal_pairs": int((length_gap == 0).sum()),
+            "prefers_longer": _mean(longer_wins),
+            "correlation": correlation(score, length),
+            "pair_correlation": correlation(margin, length_gap),
+        },
+        "calibration_bins": bins,
+        "length_gap_bins": _length_gap_bins(length_gap, correct),
+        "histogram": _histogram(better, worse),
+    }
 
-        confidence = scipy.special.expit(np.abs(columns.margin))
-        place = (2 * CONFIDENCE_BINS * (confidence - 0.5)).astype(np.int64)
-        place = np.minimum(place, CONFIDENCE_BINS - 1)
-        self.confidence_bins += [
-            np.bincount(place, sums, CONFIDENCE_BINS) for sums in (None, correct, confidence)
-        ]
 
-    def results(self) -> dict:
-        """All metrics of the list above, ready for JSON; a figure that does not exist is None."""
-        mean = {name: _ratio(self.sums[name], self.counts[name]) for name in self.sums}
-        comparisons, pairs = self.counts["loss"], self.counts["accuracy"]
-        low, high = self.clusters.interval()
-        better, worse = self.pairs.rows().T
-        bins = self._calibration_bins()
-        off = sum(b["pairs"] * abs(b["accuracy"] - b["confidence"]) for b in bins)
-        return {
-            "comparisons": comparisons,
-            "prompts": self.clusters.prompts(),
-            "pairs": pairs,
-            "answers": int(self.largest_count),
-            "accuracy": mean["accuracy"],
-            "accuracy_low": low,
-            "accuracy_high": high,
-            "ties": int(self.sums["ties"]),
-            "loss": mean["loss"],
-            "margin": self.pair_moments.mean(),
-            "better_score": mean["better_score"],
-            "worse_score": mean["worse_score"],
-            "kendall_tau": mean["kendall_tau"],
-            "best_of_k": mean["best_of_k"],
-            "best_of_k_chance": mean["best_of_k_chance"],
-            "mrr": mean["mrr"],
-            "brier": mean["brier"],
-            "ece": _ratio(off, pairs),
-            "temperature": best_temperature(better - worse),
-            "soft_loss": mean["soft_loss"],
-            "score_mean": self.answer_moments.mean(),
-            "score_std": self.answer_moments.std(),
-            "score_percentiles": self._percentiles(),
-            "length": self._length(),
-            "calibration_bins": bins,
-            "length_gap_bins": self._length_gap_bins(),
-            "histogram": _histogram(better, worse),
-            "sampled": not (self.answers.whole and self.pairs.whole),  # no more prompts than pairs
-        }
-
-    def _calibration_bins(self) -> list[dict]:
-        return [
-            {"confidence": confidence / pairs, "accuracy": correct / pairs, "pairs": int(pairs)}
-            for pairs, correct, confidence in self.confidence_bins.T.tolist()
-            if pairs
-        ]
-
-    def _length_gap_bins(self) -> list[dict]:
-        edges = [None, *(-GAPS[::-1]).tolist(), 0, 0, *GAPS.tolist(), None]
-        bins = zip(edges[:-1], edges[1:], *self.gap_bins.tolist(), strict=True)
-        return [
-            {"low": low, "high": high, "accuracy": correct / pairs, "pairs": int(pairs)}
-            for low, high, pairs, correct in bins
-            if pairs
-        ]
-
-    def _length(self) -> dict:
-        middle = len(GAPS) + 1
-        pairs, correct = self.gap_bins
-        longer, shorter = int(pairs[middle + 1 :].sum()), int(pairs[:middle].sum())
-        longer_correct, shorter_correct = correct[middle + 1 :].sum(), correct[:middle].sum()
-        longer_scored_higher = longer_correct + shorter - shorter_correct
-        return {
-            "longer_pairs": longer,
-            "longer_accuracy": _ratio(longer_correct, longer),
-            "shorter_pairs": shorter,
-            "shorter_accuracy": _ratio(shorter_correct, shorter),
-            "equal_pairs": int(pairs[middle]),
-            "prefers_longer": _ratio(longer_scored_higher, longer + shorter),
-            "correlation": self.answer_moments.correlation(),
-            "pair_correlation": self.pair_moments.correlation(),
-        }
-
-    def _percentiles(self) -> dict[str, float | None]:
-        names, scores = map(str, PERCENTILES), self.answers.rows()
-        if not len(scores):
-            return dict.fromkeys(names)
-        return dict(zip(names, np.percentile(scores, PERCENTILES).tolist(), strict=True))
+def _mean(values: np.ndarray | pd.Series) -> float | None:
+    """Of the values that are numbers."""
+    mean = pd.Series(values).mean()
+    return None if np.isnan(mean) else float(mean)
 
 
 def _log_loss(margin: np.ndarray) -> np.ndarray:
@@ -332,8 +256,25 @@ def _log_loss(margin: np.ndarray) -> np.ndarray:
     return np.logaddexp(0, -margin)
 
 
-def _ratio(total: float, count: int) -> float | None:
-    return float(total / count) if count else None
+def _calibration_bins(margin: np.ndarray, correct: np.ndarray) -> list[dict]:
+    confidence = scipy.special.expit(np.abs(margin))
+    number = (2 * CONFIDENCE_BINS * (confidence - 0.5)).astype(np.int64)
+    number = np.minimum(number, CONFIDENCE_BINS - 1)
+    pairs = pd.DataFrame({"confidence": confidence, "accuracy": correct, "pairs": 1})
+    bins = pairs.groupby(number).agg({"confidence": "mean", "accuracy": "mean", "pairs": "sum"})
+    return bins.to_dict("records")
+
+
+def _length_gap_bins(length_gap: np.ndarray, correct: np.ndarray) -> list[dict]:
+    """Bins ..., [-50, -20), [-20, 0), 0, (0, 20], (20, 50], ... as long as they have pairs."""
+    edges = [None, *(-GAPS[::-1]).tolist(), 0, 0, *GAPS.tolist(), None]
+    step = 1 + np.searchsorted(GAPS, np.abs(length_gap))
+    number = len(GAPS) + 1 + np.sign(length_gap).astype(np.int64) * step
+    bins = pd.Series(correct).groupby(number).agg(["mean", "size"])
+    return [
+        {"low": edges[number], "high": edges[number + 1], "accuracy": accuracy, "pairs": pairs}
+        for number, accuracy, pairs in bins.itertuples()
+    ]
 
 
 def _histogram(better: np.ndarray, worse: np.ndarray) -> dict | None:

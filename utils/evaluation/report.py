@@ -301,18 +301,12 @@ def _facts(report: dict) -> list[str]:
     rows = report["rows"]
     counts = [f"{rows['read']:,} read", f"{rows['scored']:,} scored"]
     counts += [f"{number:,} dropped ({reason})" for reason, number in rows["dropped"].items()]
-    facts = [
+    return [
         f"Model: {markdown_code(report['model'])}",
         f"Data: {', '.join(map(markdown_code, report['data']))}",
         f"Rows: {', '.join(counts)}",
         f"Calibration against: {'votes' if report['label'] == 'soft' else 'ranks'}",
     ]
-    if any(metrics["sampled"] for metrics in report["results"].values()):
-        facts.append(
-            "Large data: percentiles, temperature and the picture of the scores come from random "
-            "samples, the intervals from random groups of prompts"
-        )
-    return facts
 
 
 def _more_warnings(rows: dict, benchmark: dict | None) -> Iterator[str]:
