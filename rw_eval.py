@@ -43,10 +43,10 @@ from utils.data.tokenization import (
     check_num_padding_at_beginning,
     prepare_tokenizer,
 )
-from utils.evaluation.compare import compare, print_comparison, write_comparison
+from utils.evaluation.compare import compare_evaluations, print_comparison, write_comparison
 from utils.evaluation.folder import begin_output, check_output_dir, chosen_form
 from utils.evaluation.metrics import Tallies
-from utils.evaluation.prompts import ask, given_prompts, score_prompts
+from utils.evaluation.prompts import given_prompts, score_prompts, score_typed
 from utils.evaluation.records import (
     FORMS,
     Form,
@@ -55,7 +55,7 @@ from utils.evaluation.records import (
     score_records,
     score_windows,
 )
-from utils.evaluation.report import print_benchmark, print_results, write_report
+from utils.evaluation.report import benchmark_table, print_results, write_report
 from utils.evaluation.rows import Stream, open_benchmark, open_stream
 from utils.evaluation.scoring import Scorer
 from utils.model import pretrained
@@ -63,6 +63,7 @@ from utils.model.layout import choose_layout
 from utils.model.positions import fix_positions
 from utils.model.reward_model import check_head
 from utils.output.files import check_folder
+from utils.output.tables import print_table
 
 
 def main(args: argparse.Namespace) -> None:
@@ -99,7 +100,7 @@ def main(args: argparse.Namespace) -> None:
     if streams:
         score_streams(args, scorer, streams)
     elif args.interactive:
-        ask(scorer)
+        score_typed(scorer)
     elif distributed.is_main():
         score_prompts(args, scorer, prompts)
 
@@ -114,7 +115,7 @@ def compare_models(args: argparse.Namespace) -> None:
             f"{args.output_dir}: holds a comparison already: give --overwrite_output_dir to "
             "replace it, or another --output_dir"
         )
-    comparison = compare(*args.compare)
+    comparison = compare_evaluations(*args.compare)
     print_comparison(comparison)
     if args.output_dir:
         write_comparison(args.output_dir, comparison)
@@ -326,7 +327,7 @@ def evaluate(
     }
     print_results(report["results"])
     if benchmark:
-        print_benchmark(benchmark)
+        print_table(benchmark_table(benchmark))
     if file.path:
         write_report(file.path.parent, report)
         print(f"scores.jsonl, report.md, report.json and pictures are in {file.path.parent}")

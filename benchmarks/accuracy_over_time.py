@@ -30,7 +30,7 @@ from utils.data.sampling import Grouping, evaluation_plan
 from utils.data.sides import load_source
 from utils.data.sources.names import Source
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
-from utils.evaluation.scoring import evaluate
+from utils.evaluation.scoring import evaluate_batches
 from utils.model.reward_model import RewardModel
 from utils.output.pictures import ACCENT, DARK, picture
 
@@ -138,7 +138,7 @@ def run_trl(args, start: Path, seed: int, folder: Path) -> list[dict]:
     batches = load_batches(test, plan, make_collator(encoder, "padded"))
 
     def accuracy() -> float:
-        return evaluate(RewardModel(model), batches, torch.device("cpu"))["accuracy"]
+        return evaluate_batches(RewardModel(model), batches, torch.device("cpu"))["accuracy"]
 
     lines = [point(0, 0.0, 0.0, accuracy())]
 

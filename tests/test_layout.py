@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "evaluation": {"settings", "output", "distributed", "data"},
     "benchmarks": {"data"},
     "audit": {"output", "data"},
-    "estimates": {"distributed", "model"},
+    "estimates": {"distributed", "output", "model"},
     "training": {"settings", "output", "distributed", "data", "model", "evaluation"},
     "rw_eval": {
         *("settings", "output", "distributed", "data", "model", "evaluation", "benchmarks"),

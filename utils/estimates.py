@@ -8,14 +8,12 @@ from typing import NamedTuple
 
 import psutil
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from transformers import PreTrainedConfig
 
 from utils import distributed
 from utils.model.pretrained import DTYPES, new_model
+from utils.output.tables import TextTable, print_table
 
 GIB = 2**30
 
@@ -80,9 +78,7 @@ def print_estimate(model: nn.Module) -> None:
     host_memory, device_memory = psutil.virtual_memory().total, None
     if torch.cuda.is_available():
         device_memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("ZeRO stage", "offload", "GiB a device", "GiB a node's memory", "fits"):
-        table.add_column(title, justify="right")
+    rows = []
     for need in sorted(estimate_needs(parameters, max(layers), devices, nodes)):
         if device_memory is None:  # the processes share the memory of the node
             fits = need.device * devices + need.host <= host_memory
@@ -90,8 +86,9 @@ def print_estimate(model: nn.Module) -> None:
             fits = need.device <= device_memory and need.host <= host_memory
         sizes = (f"{size / GIB:.2f}" for size in (need.device, need.host))
         offload = "cpu" if need.offload else ""
-        table.add_row(str(need.stage), offload, *sizes, "yes" if fits else "no")
-    Console().print(table)
+        rows.append((str(need.stage), offload, *sizes, "yes" if fits else "no"))
+    header = ("ZeRO stage", "offload", "GiB a device", "GiB a node's memory", "fits")
+    print_table(TextTable("Memory by ZeRO stage", "", header, rows))
     has = f"{host_memory / GIB:.1f} GiB a node"
     if device_memory is not None:
         has = f"{device_memory / GIB:.1f} GiB a device, {has}"

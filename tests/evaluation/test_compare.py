@@ -6,7 +6,12 @@ import pytest
 from scipy import stats
 
 from tests.conftest import write_jsonl
-from utils.evaluation.compare import compare, print_comparison, verdict, write_comparison
+from utils.evaluation.compare import (
+    compare_evaluations,
+    print_comparison,
+    verdict,
+    write_comparison,
+)
 from utils.settings import InputError
 
 
@@ -107,7 +112,7 @@ def slow_summary(records_a, records_b):
 @pytest.mark.parametrize("seed", range(4))
 def test_figures_are_those_of_a_slow_loop(tmp_path, seed):
     records_a, records_b = make_records(2 * seed + 1), make_records(2 * seed + 2, skill=0.3)
-    result = compare(write(tmp_path / "a", records_a), write(tmp_path / "b", records_b))
+    result = compare_evaluations(write(tmp_path / "a", records_a), write(tmp_path / "b", records_b))
     assert list(result["results"]) == ["a", "b", "all"]
     for group, found in result["results"].items():
         expected = slow_summary(
@@ -128,7 +133,7 @@ def test_figures_are_those_of_a_slow_loop(tmp_path, seed):
 
 def test_identical_models_do_not_differ(tmp_path):
     records = make_records(1)
-    result = compare(write(tmp_path / "a", records), write(tmp_path / "b", records))
+    result = compare_evaluations(write(tmp_path / "a", records), write(tmp_path / "b", records))
     for one in result["results"].values():
         assert one["difference"] == one["difference_low"] == one["difference_high"] == 0
         assert one["mcnemar_p"] == one["agreement"] == 1
@@ -139,7 +144,10 @@ def test_identical_models_do_not_differ(tmp_path):
 
 def test_swapping_the_models_turns_the_difference_round(tmp_path):
     a, b = write(tmp_path / "a", make_records(1)), write(tmp_path / "b", make_records(2, skill=0))
-    there, back = compare(a, b)["results"]["all"], compare(b, a)["results"]["all"]
+    there, back = (
+        compare_evaluations(a, b)["results"]["all"],
+        compare_evaluations(b, a)["results"]["all"],
+    )
     assert there["difference"] == pytest.approx(-back["difference"])
     assert there["difference_low"] == pytest.approx(-back["difference_high"])
     assert (there["only_a"], there["mcnemar_p"]) == (back["only_b"], back["mcnemar_p"])
@@ -160,7 +168,9 @@ def test_the_interval_knows_of_repeated_prompts(tmp_path):
     four = [pairs_with(row.tolist() * 4, [*range(50)] * 4) for row in outcomes]
     names = iter("abcd")
     once, repeated = (
-        compare(*(write(tmp_path / next(names), records) for records in both))["results"]["s"]
+        compare_evaluations(*(write(tmp_path / next(names), records) for records in both))[
+            "results"
+        ]["s"]
         for both in (one, four)
     )
     assert repeated["difference_low"] == pytest.approx(once["difference_low"])
@@ -179,13 +189,13 @@ def test_the_interval_knows_of_repeated_prompts(tmp_path):
 )
 def test_verdict(tmp_path, right_a, right_b, begins):
     folders = write(tmp_path / "a", pairs_with(right_a)), write(tmp_path / "b", pairs_with(right_b))
-    assert verdict(compare(*folders)).startswith(begins)
+    assert verdict(compare_evaluations(*folders)).startswith(begins)
 
 
 def test_no_common_pair(tmp_path):
     a, b = pairs_with([True]), pairs_with([True])
     a[0]["scores"][0] = None
-    result = compare(write(tmp_path / "a", a), write(tmp_path / "b", b))
+    result = compare_evaluations(write(tmp_path / "a", a), write(tmp_path / "b", b))
     assert result["results"]["s"]["left_out"] == 1
     assert result["results"]["s"]["accuracy_a"] is None
     assert verdict(result) == "No pair was judged by both models."
@@ -196,7 +206,7 @@ def test_no_common_pair(tmp_path):
 def test_a_row_that_one_model_dropped_is_left_out(tmp_path):
     a, b = pairs_with([True, True]), pairs_with([True, False])
     a[1] = {"index": 1, "source": "s", "ranks": [], "scores": [], "dropped": "too long"}
-    result = compare(write(tmp_path / "a", a), write(tmp_path / "b", b))
+    result = compare_evaluations(write(tmp_path / "a", a), write(tmp_path / "b", b))
     assert result["dropped"] == 1
     assert (result["results"]["s"]["pairs"], result["results"]["s"]["left_out"]) == (1, 1)
 
@@ -207,7 +217,7 @@ def test_different_rows_are_an_error(tmp_path, name, value):
     b[1][name] = value
     folders = write(tmp_path / "a", a), write(tmp_path / "b", b)
     with pytest.raises(InputError, match=f"line 2 of scores.jsonl: {name} is .*same --data_path"):
-        compare(*folders)
+        compare_evaluations(*folders)
 
 
 def test_files_that_cannot_be_compared(tmp_path):
@@ -215,16 +225,16 @@ def test_files_that_cannot_be_compared(tmp_path):
     short = write(tmp_path / "short", pairs_with([True] * 2))
     for folders in ((whole, short), (short, whole)):
         with pytest.raises(InputError, match=r"short: scores.jsonl ends after 2 lines.*--resume"):
-            compare(*folders)
+            compare_evaluations(*folders)
     with pytest.raises(InputError, match=r"nowhere.scores.jsonl is missing: .*--output_dir"):
-        compare(whole, tmp_path / "nowhere")
+        compare_evaluations(whole, tmp_path / "nowhere")
     with (short / "scores.jsonl").open("a") as file:
         file.write('{"index": 2, "sou')
     with pytest.raises(InputError, match="a line is not JSON"):
-        compare(whole, short)
+        compare_evaluations(whole, short)
     empty = write(tmp_path / "empty", [])
     with pytest.raises(InputError, match="has no line"):
-        compare(empty, empty)
+        compare_evaluations(empty, empty)
 
 
 def test_what_is_printed_and_written(tmp_path, capsys, monkeypatch):
@@ -232,7 +242,7 @@ def test_what_is_printed_and_written(tmp_path, capsys, monkeypatch):
     records_a, records_b = make_records(1), make_records(2, skill=0.3)
     for record in (*records_a, *records_b):
         record["source"] = f"a long [bold]name[/bold] of a source | {record['source']}" * 2
-    result = compare(write(tmp_path / "a", records_a), write(tmp_path / "b", records_b))
+    result = compare_evaluations(write(tmp_path / "a", records_a), write(tmp_path / "b", records_b))
     print_comparison(result)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80

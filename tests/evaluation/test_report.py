@@ -8,13 +8,13 @@ import pytest
 
 from utils.evaluation.metrics import Tallies
 from utils.evaluation.report import (
+    benchmark_table,
     find_warnings,
-    print_benchmark,
     print_results,
     print_scores,
     write_report,
 )
-from utils.output.tables import shorten
+from utils.output.tables import print_table, shorten_names
 
 
 def make_results(sources, k=2, rows=120, votes=False):
@@ -128,12 +128,14 @@ def test_of_unranked_answers_only_the_scores_are_printed(capsys):
 
 
 def test_print_benchmark(capsys):
-    print_benchmark(BENCHMARK)
+    print_table(benchmark_table(BENCHMARK))
     printed = capsys.readouterr().out
     assert re.search(r"Chat +0.750 +0.900 +0.700 +0.650", printed)
     assert re.search(r"overall +- +- +- +-", printed)
     assert "not all of it: 2 subsets" in printed
-    print_benchmark({"name": "x", "sections": {"A": 1.0}, "overall": 0.5, "incomplete": {}})
+    print_table(
+        benchmark_table({"name": "x", "sections": {"A": 1.0}, "overall": 0.5, "incomplete": {}})
+    )
     printed = capsys.readouterr().out
     assert re.search(r"A +1.000\n", printed) and re.search(r"overall +0.500\n", printed)
     assert "not all" not in printed
@@ -324,7 +326,7 @@ def test_json_has_no_nan(tmp_path):
 
 def test_shortened_names_stay_different():
     names = ["a" * 50, "a" * 25 + "b" + "a" * 24, "short", "x/" + "y" * 40]
-    short = shorten(names, 20)
+    short = shorten_names(names, 20)
     assert list(short) == names
     assert len(set(short.values())) == len(names)
     assert short["short"] == "short"

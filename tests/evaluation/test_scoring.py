@@ -14,7 +14,7 @@ from utils.data.comparison import Comparison
 from utils.data.sampling import Grouping, evaluation_plan
 from utils.data.tokenization import ComparisonTokenizer, TextSettings
 from utils.evaluation.metrics import SOURCE_METRICS, comparison_sums, summarize
-from utils.evaluation.scoring import Scorer, Sources, evaluate, score_batches
+from utils.evaluation.scoring import Scorer, Sources, evaluate_batches, score_batches
 from utils.model import pretrained
 from utils.settings import InputError
 
@@ -56,7 +56,7 @@ def test_scoring_is_free_of_dropout_and_leaves_the_mode(batches, training):
 
 
 def test_evaluation_adds_its_batches(batches):
-    result = evaluate(Noisy(), batches, torch.device("cpu"))
+    result = evaluate_batches(Noisy(), batches, torch.device("cpu"))
     sums = sum(comparison_sums(b.input_ids.float().mean(dim=1), b).sum(dim=0) for b in batches)
     assert result == summarize(sums)
     assert result["pairs"] == 6
@@ -82,7 +82,7 @@ def evaluate_rank(rows, rank, world, max_batches=0):
     rows = datasets.Dataset.from_list(rows)
     sources = Sources.of(plan, rows["source"][:])
     batches = load_batches(rows, plan, PaddedCollator(1))
-    return plan, evaluate(Noisy(), batches, torch.device("cpu"), sources=sources)
+    return plan, evaluate_batches(Noisy(), batches, torch.device("cpu"), sources=sources)
 
 
 def slow_sources(rows):
@@ -137,7 +137,7 @@ def test_one_source_needs_no_table():
     # Nor do sources change anything else.
     plan = evaluation_plan(Grouping(np.arange(len(plain)) + 4, 3))
     batches = load_batches(datasets.Dataset.from_list(plain), plan, PaddedCollator(1))
-    assert result == evaluate(Noisy(), batches, torch.device("cpu"))
+    assert result == evaluate_batches(Noisy(), batches, torch.device("cpu"))
 
 
 class Small:

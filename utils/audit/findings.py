@@ -17,7 +17,7 @@ from utils.data.tokenization import (
     TOO_LONG,
     WRITE_IT,
 )
-from utils.output.tables import percent
+from utils.output.tables import percent_text
 
 SHOWN = 5  # rows that a finding names
 FEW_PAIRS = 200
@@ -164,7 +164,7 @@ def _of_shares(sources: Sequence[SourceAudit]) -> Iterator[Finding]:
         ]
         if above:
             where = _join(
-                f"{path}: {len(some):,} of {of:,}, {percent(len(some) / of)}, {_numbers(some)}"
+                f"{path}: {len(some):,} of {of:,}, {percent_text(len(some) / of)}, {_numbers(some)}"
                 for path, some, of in above
             )
             sentence = f"More than {100 * limit:.0f} % of the rows {what} ({where}): {mend}"
@@ -182,7 +182,7 @@ def _longer_better(sources: Sequence[SourceAudit]) -> Iterator[Finding]:
     for word, cases in (("longer", longer), ("shorter", shorter)):
         above = [(path, share, of) for path, share, low, of in cases if share > 0.7 and low > 0.5]
         if above:
-            where = _join(f"{path}: {percent(share)} of {of:,}" for path, share, of in above)
+            where = _join(f"{path}: {percent_text(share)} of {of:,}" for path, share, of in above)
             sentence = (
                 f"The {word} answer is the better one in more than 70 % of the pairs ({where}): "
                 "scores may follow length; look at the length table of rw_eval.py's report"

@@ -9,7 +9,7 @@ from utils.data.figures import Figures, Histogram
 from utils.output.pictures import (
     DASHED,
     REFERENCE,
-    SMALL,
+    SMALL_FONT,
     draw_bins,
     draw_histogram,
     gap_name,
@@ -75,7 +75,9 @@ def _draw_lengths_of(axes: "Axes", histogram: Histogram, edges: np.ndarray) -> N
 def _say_beyond(axes: "Axes", histogram: Histogram, edges: np.ndarray) -> None:
     if beyond := int(histogram.counts[edges[-1] :].sum()):
         text = f"{beyond:,} beyond, up to {len(histogram.counts) - 1:,}"
-        axes.text(1, 0.95, text, fontsize=SMALL, ha="right", va="top", transform=axes.transAxes)
+        axes.text(
+            1, 0.95, text, fontsize=SMALL_FONT, ha="right", va="top", transform=axes.transAxes
+        )
 
 
 def _edges(histogram: Histogram, least: int = 0) -> np.ndarray:

@@ -15,13 +15,13 @@ from utils.data.audit import Audit, Matches
 from utils.output.files import whole_file, write_whole
 from utils.output.tables import (
     TOTAL,
-    Layout,
+    TableTemplate,
     TextTable,
-    figure,
-    interval,
+    interval_text,
     markdown_code,
     markdown_report,
-    percent,
+    number_text,
+    percent_text,
     print_table,
 )
 
@@ -34,18 +34,18 @@ PICTURES = {
 
 
 def _share(count: int, of: int) -> str:
-    return percent(count / of if of else None)
+    return percent_text(count / of if of else None)
 
 
 def _leaks(result: dict) -> str:
-    return figure(result.get("leaks"), ",")  # there are none among what trains
+    return number_text(result.get("leaks"), ",")  # there are none among what trains
 
 
 def _spread(get: Callable[[dict], dict | None]) -> dict[str, Callable[[dict], str]]:
     """Columns of the results of a histogram."""
 
     def show(key: str, form: str) -> Callable[[dict], str]:
-        return lambda result: figure((get(result) or {}).get(key), form)
+        return lambda result: number_text((get(result) or {}).get(key), form)
 
     return {
         "mean": show("mean", ",.1f"),
@@ -55,12 +55,12 @@ def _spread(get: Callable[[dict], dict | None]) -> dict[str, Callable[[dict], st
     }
 
 
-def _lengths(name: str, title: str, unit: str) -> Layout:
+def _lengths(name: str, title: str, unit: str) -> TableTemplate:
     note = f"Tokens before any cutting; one count {unit}."
-    return Layout(title, note, _spread(lambda r: r["lengths"][name]))
+    return TableTemplate(title, note, _spread(lambda r: r["lengths"][name]))
 
 
-SUMMARY = Layout(
+SUMMARY = TableTemplate(
     "Data",
     "",
     {
@@ -70,10 +70,10 @@ SUMMARY = Layout(
         "contra-\ndictory": lambda r: f"{r['contradictions']:,}",
         "on both\nsides": _leaks,
         "cut": lambda r: _share(r["cut"]["rows"], r["rows"]),
-        "longer\nbetter": lambda r: percent(r["longer_better"]["share"]),
+        "longer\nbetter": lambda r: percent_text(r["longer_better"]["share"]),
     },
 )
-REPEATS = Layout(
+REPEATS = TableTemplate(
     "Repeats and contradictions",
     "Comparisons that repeat an earlier one of their side (prompt, answers and ranking); that "
     "rank two answers the other way round than another one of their side and prompt; and those "
@@ -84,7 +84,7 @@ REPEATS = Layout(
         "on both sides": _leaks,
     },
 )
-CUT = Layout(
+CUT = TableTemplate(
     "Cut",
     "Rows that are longer than --max_seq_len and were cut, and the tokens that the longest "
     "sequence of each lost.",
@@ -100,18 +100,18 @@ LENGTH_LAYOUTS = (
     _lengths("worse", "Worse answers", "a ranked pair"),
     _lengths("sequence", "Whole sequences", "an answer with its prompt"),
 )
-LONGER = Layout(
+LONGER = TableTemplate(
     "Length of the better answer",
     "How often the longer answer is the better one, over ranked pairs of different lengths in "
     "tokens, with a 95 % interval (Wilson's, one trial a comparison).",
     {
         "ranked pairs": lambda r: f"{r['pairs']:,}",
         "of different lengths": lambda r: f"{r['longer_better']['pairs']:,}",
-        "longer better": lambda r: figure(r["longer_better"]["share"]),
-        "interval": lambda r: interval(r["longer_better"]["low"], r["longer_better"]["high"]),
+        "longer better": lambda r: number_text(r["longer_better"]["share"]),
+        "interval": lambda r: interval_text(r["longer_better"]["low"], r["longer_better"]["high"]),
     },
 )
-TOKENS = Layout(
+TOKENS = TableTemplate(
     "Tokens of an epoch",
     "Packed: what the answers of a comparison share is computed once. Separate: as if every "
     "answer were a row of its own.",
@@ -261,13 +261,13 @@ def audit_tables(results: list[dict]) -> list[TextTable]:
     return [*tables, _sources_table(results)]
 
 
-def _rows_layout(results: list[dict]) -> Layout:
+def _rows_layout(results: list[dict]) -> TableTemplate:
     def count(reason: str) -> Callable[[dict], str]:
         return lambda r: f"{r['dropped'].get(reason, 0):,}"
 
     columns = {"read": lambda r: f"{r['rows']:,}", "usable": lambda r: f"{r['comparisons']:,}"}
     reasons = sorted({reason for result in results for reason in result["dropped"]})
-    return Layout(
+    return TableTemplate(
         "Rows",
         "What was read, what can train, and what is left out, by reason.",
         columns | {reason: count(reason) for reason in reasons},

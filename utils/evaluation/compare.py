@@ -17,11 +17,11 @@ from utils.evaluation.score_tables import answer_pairs, is_pair, read_answers
 from utils.evaluation.statistics import clustered_interval
 from utils.output.files import write_whole
 from utils.output.tables import (
-    Layout,
-    figure,
-    interval,
+    TableTemplate,
+    interval_text,
     markdown_code,
     markdown_table,
+    number_text,
     print_table,
     with_total,
 )
@@ -34,19 +34,19 @@ CAVEAT = (
     "takes tied scores as not right, where the accuracy counts them half."
 )
 LAYOUTS = (
-    Layout(
+    TableTemplate(
         "Accuracy",
         "Ties of scores count half.",
         {
             "pairs": lambda m: f"{m['pairs']:,}",
-            "A": lambda m: figure(m["accuracy_a"]),
-            "B": lambda m: figure(m["accuracy_b"]),
-            "B - A": lambda m: figure(m["difference"], "+.3f"),
-            "95 %\ninterval": lambda m: interval(m["difference_low"], m["difference_high"]),
-            "McNemar\np": lambda m: figure(m["mcnemar_p"], ".2g"),
+            "A": lambda m: number_text(m["accuracy_a"]),
+            "B": lambda m: number_text(m["accuracy_b"]),
+            "B - A": lambda m: number_text(m["difference"], "+.3f"),
+            "95 %\ninterval": lambda m: interval_text(m["difference_low"], m["difference_high"]),
+            "McNemar\np": lambda m: number_text(m["mcnemar_p"], ".2g"),
         },
     ),
-    Layout(
+    TableTemplate(
         "Pairs that are strictly right",
         "Left out: pairs that one or both could not score, or whose answers are identical to "
         "one. Agreement: share of pairs that both rank right, both wrong, or both tied.",
@@ -56,13 +56,13 @@ LAYOUTS = (
             "only B": lambda m: f"{m['only_b']:,}",
             "neither": lambda m: f"{m['neither_right']:,}",
             "left\nout": lambda m: f"{m['left_out']:,}",
-            "agreement": lambda m: figure(m["agreement"]),
+            "agreement": lambda m: number_text(m["agreement"]),
         },
     ),
 )
 
 
-def compare(folder_a: str | Path, folder_b: str | Path) -> dict:
+def compare_evaluations(folder_a: str | Path, folder_b: str | Path) -> dict:
     """Compare two models on the same rows, pair by pair.
 
     The difference of accuracies (B minus A, ties count half) has a 95 % interval over clusters, the
@@ -235,7 +235,7 @@ def verdict(comparison: dict) -> str:
 
 
 def print_comparison(comparison: dict) -> None:
-    """Print what `compare` returned as tables, and the verdict."""
+    """Print what `compare_evaluations` returned as tables, and the verdict."""
     console = Console()
     for name in ("a", "b"):
         console.print(Text(f"{name.upper()}: {comparison[name]}"))
@@ -249,7 +249,7 @@ def print_comparison(comparison: dict) -> None:
 
 
 def write_comparison(folder: str | Path, comparison: dict) -> None:
-    """Write what `compare` returned as compare.json and compare.md, into a new or old folder."""
+    """Write what `compare_evaluations` returned as compare.json and compare.md into a folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     parts = [

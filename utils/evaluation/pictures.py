@@ -11,7 +11,7 @@ from utils.output.pictures import (
     FONT,
     LIGHT,
     REFERENCE,
-    SMALL,
+    SMALL_FONT,
     draw_bins,
     draw_counts,
     draw_histogram,
@@ -19,13 +19,13 @@ from utils.output.pictures import (
     legend_above,
     save_pictures,
 )
-from utils.output.tables import TOTAL, shorten
+from utils.output.tables import TOTAL, shorten_names
 
 if TYPE_CHECKING:  # loading Matplotlib takes long
     from matplotlib.figure import Figure
 
 MOST_SOURCES = 40
-FEW_PAIRS = 10  # the accuracy of fewer is mostly chance
+FEWEST_PAIRS = 10  # the accuracy of fewer is mostly chance
 
 
 def draw_pictures(results: dict[str, dict], folder: str | Path) -> list[Path]:
@@ -61,10 +61,10 @@ def _draw_scores(figure: "Figure", histogram: dict) -> None:
 def _draw_calibration(figure: "Figure", bins: list[dict]) -> None:
     axes, below = figure.subplots(2, 1, **CURVE_ABOVE_COUNTS)
     axes.plot([0.5, 1], [0.5, 1], label="calibrated", **REFERENCE)
-    judged = [one for one in bins if one["pairs"] >= FEW_PAIRS]
+    judged = [one for one in bins if one["pairs"] >= FEWEST_PAIRS]
     points = [one["confidence"] for one in judged], [one["accuracy"] for one in judged]
     axes.plot(
-        *points, color=DARK, marker="o", label=f"the model, bins of {FEW_PAIRS} pairs or more"
+        *points, color=DARK, marker="o", label=f"the model, bins of {FEWEST_PAIRS} pairs or more"
     )
     axes.set(ylabel="accuracy\n(share of pairs)", xlim=(0.49, 1.01), ylim=(-0.03, 1.06))
     legend_above(axes)
@@ -97,9 +97,9 @@ def _draw_sources(figure: "Figure", results: dict[str, dict]) -> None:
             ends = [one["accuracy_low"], one["accuracy_high"]]
             axes.plot(ends, [place] * 2, color="black", marker="|", linewidth=2)
         text, end = f"{one['accuracy']:.3f}  ({one['pairs']:,} pairs)", ("axes fraction", "data")
-        axes.annotate(text, (1.02, place), xycoords=end, va="center", fontsize=SMALL)
+        axes.annotate(text, (1.02, place), xycoords=end, va="center", fontsize=SMALL_FONT)
     axes.axvline(0.5, label="guessing", **REFERENCE)
-    axes.set_yticks(range(len(bars)), labels, fontsize=SMALL)
+    axes.set_yticks(range(len(bars)), labels, fontsize=SMALL_FONT)
     axes.grid(visible=False, axis="y")
     left_out = len(judged) - len(bars)
     axes.set(
@@ -122,5 +122,5 @@ def _source_labels(names: Iterable[str]) -> dict[str, str]:
         else f"row {number} of report.md's tables"
         for number, name in enumerate(names, start=1)
     }
-    short = shorten(list(labels.values()), 30)
+    short = shorten_names(list(labels.values()), 30)
     return {name: short[label] for name, label in labels.items()}

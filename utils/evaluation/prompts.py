@@ -70,12 +70,12 @@ def score_prompts(args: argparse.Namespace, scorer: Scorer, comparisons: list[Co
         print(f"good answer {'above' if high > low else 'NOT above'} the bad one\n")
 
 
-def ask(scorer: Scorer) -> None:
+def score_typed(scorer: Scorer) -> None:
     """Ask for prompts and their answers until the input ends, and score each answer at once."""
     print("An empty line ends the answers to a prompt; Ctrl-D ends all.")
-    while prompt := _read("\nprompt> "):
+    while prompt := _read_line("\nprompt> "):
         answers: list[str] = []
-        while answer := _read("answer> "):
+        while answer := _read_line("answer> "):
             comparison = Comparison(prompt, [*answers, answer], [0] * (len(answers) + 1), "typed")
             (row,) = scorer([comparison])
             if row["scores"][-1] is None:
@@ -92,7 +92,7 @@ def _print_numbered(prompt: str, answers: list[str], scores: list[float]) -> Non
     print_scores(prompt, list(zip(numbers, answers, scores, strict=True)))
 
 
-def _read(question: str) -> str:
+def _read_line(question: str) -> str:
     """A line without the white space around it; "" where the input ends."""
     try:
         return input(question).strip()

@@ -12,16 +12,16 @@ from utils.evaluation.pictures import draw_pictures
 from utils.output.files import write_whole
 from utils.output.tables import (
     RULE,
-    Layout,
+    TableTemplate,
     TextTable,
-    figure,
-    interval,
+    interval_text,
     markdown_code,
     markdown_report,
+    number_text,
     print_table,
 )
 
-PICTURES = {
+CAPTIONS = {
     "scores.png": "Scores of the better and of the worse answer of each pair. The less the two "
     "shapes overlap, the better; a lone spike means that many answers get the same score.",
     "calibration.png": "How often the model is right against how sure it is, sigmoid(|margin|). "
@@ -34,21 +34,21 @@ PICTURES = {
     "the line at 0.5 may be chance.",
 }
 
-ACCURACY = Layout(
+ACCURACY_TABLE = TableTemplate(
     "Accuracy",
     "Share of pairs whose better answer has the higher score; equal scores (ties) count half. "
     "The 95 % interval knows that pairs of one prompt resemble each other. Margin: better "
     "minus worse score. Loss: Bradley-Terry, in nats.",
     {
         "pairs": lambda m: f"{m['pairs']:,}",
-        "accuracy": lambda m: figure(m["accuracy"]),
-        "95 %\ninterval": lambda m: interval(m["accuracy_low"], m["accuracy_high"]),
+        "accuracy": lambda m: number_text(m["accuracy"]),
+        "95 %\ninterval": lambda m: interval_text(m["accuracy_low"], m["accuracy_high"]),
         "ties": lambda m: f"{m['ties']:,}",
-        "margin": lambda m: figure(m["margin"]),
-        "loss": lambda m: figure(m["loss"]),
+        "margin": lambda m: number_text(m["margin"]),
+        "loss": lambda m: number_text(m["loss"]),
     },
 )
-RANKING = Layout(
+RANKING_TABLE = TableTemplate(
     "Ranking of more than two answers",
     "Kendall's tau: 1 if scores order the answers as the ranks do, 0 at random. Best of K: how "
     "often the highest score is on a best answer; by chance: for a random choice. MRR: mean of "
@@ -56,48 +56,48 @@ RANKING = Layout(
     {
         "compari-\nsons": lambda m: f"{m['comparisons']:,}",
         "answers\nup to": lambda m: f"{m['answers']:,}",
-        "tau": lambda m: figure(m["kendall_tau"]),
-        "best\nof K": lambda m: figure(m["best_of_k"]),
-        "by\nchance": lambda m: figure(m["best_of_k_chance"]),
-        "MRR": lambda m: figure(m["mrr"]),
+        "tau": lambda m: number_text(m["kendall_tau"]),
+        "best\nof K": lambda m: number_text(m["best_of_k"]),
+        "by\nchance": lambda m: number_text(m["best_of_k_chance"]),
+        "MRR": lambda m: number_text(m["mrr"]),
     },
 )
-CALIBRATION = Layout(
+CALIBRATION_TABLE = TableTemplate(
     "Calibration",
     "Is sigmoid(margin) the chance to be right? Brier score (0 is perfect, 0.25 says nothing), "
     "expected calibration error (0 is perfect), and the temperature that scores should be "
     "divided by: 1 is calibrated, more is too sure, less too cautious; none if no pair is "
     "wrong, or most are.",
     {
-        "Brier\nscore": lambda m: figure(m["brier"]),
-        "calibration\nerror": lambda m: figure(m["ece"]),
-        "temper-\nature": lambda m: figure(m["temperature"], ".3g"),
+        "Brier\nscore": lambda m: number_text(m["brier"]),
+        "calibration\nerror": lambda m: number_text(m["ece"]),
+        "temper-\nature": lambda m: number_text(m["temperature"], ".3g"),
     },
 )
-LENGTH = Layout(
+LENGTH_TABLE = TableTemplate(
     "Length of the answers",
     "Accuracy where the longer or the shorter answer is the better one, in tokens; how often "
     "the longer answer scores higher; Pearson's correlation r of score and length over "
     "answers, and of their differences over pairs. Accuracies far apart mean that length "
     "counts.",
     {
-        "longer\nbetter": lambda m: figure(m["length"]["longer_accuracy"]),
-        "shorter\nbetter": lambda m: figure(m["length"]["shorter_accuracy"]),
-        "prefers\nlonger": lambda m: figure(m["length"]["prefers_longer"]),
-        "r,\nanswers": lambda m: figure(m["length"]["correlation"]),
-        "r,\npairs": lambda m: figure(m["length"]["pair_correlation"]),
+        "longer\nbetter": lambda m: number_text(m["length"]["longer_accuracy"]),
+        "shorter\nbetter": lambda m: number_text(m["length"]["shorter_accuracy"]),
+        "prefers\nlonger": lambda m: number_text(m["length"]["prefers_longer"]),
+        "r,\nanswers": lambda m: number_text(m["length"]["correlation"]),
+        "r,\npairs": lambda m: number_text(m["length"]["pair_correlation"]),
     },
 )
-SCORES = Layout(
+SCORES_TABLE = TableTemplate(
     "Scores",
     "Of all scored answers: mean, standard deviation, median, and the scores below which 5 % "
     "and 95 % of them lie.",
     {
-        "mean": lambda m: figure(m["score_mean"]),
-        "standard\ndeviation": lambda m: figure(m["score_std"]),
-        "5 %": lambda m: figure(m["score_percentiles"]["5"]),
-        "median": lambda m: figure(m["score_percentiles"]["50"]),
-        "95 %": lambda m: figure(m["score_percentiles"]["95"]),
+        "mean": lambda m: number_text(m["score_mean"]),
+        "standard\ndeviation": lambda m: number_text(m["score_std"]),
+        "5 %": lambda m: number_text(m["score_percentiles"]["5"]),
+        "median": lambda m: number_text(m["score_percentiles"]["50"]),
+        "95 %": lambda m: number_text(m["score_percentiles"]["95"]),
     },
 )
 
@@ -134,22 +134,17 @@ def print_results(results: dict[str, dict]) -> None:
         Console().print(Text(f"! {warning}"))
 
 
-def print_benchmark(benchmark: dict) -> None:
-    """Print the scores of a benchmark's sections and what they lack.
+def benchmark_table(benchmark: dict) -> TextTable:
+    """Scores of a benchmark by section and overall; RM-Bench's also by difficulty.
 
     Args:
         benchmark: name, sections (score by name), overall, and so on (benchmarks.Benchmark).
     """
-    print_table(benchmark_table(benchmark))
-
-
-def benchmark_table(benchmark: dict) -> TextTable:
-    """Scores by section and overall; RM-Bench's also by difficulty."""
     scores = {**benchmark["sections"], "overall": benchmark["overall"]}
     difficulties = benchmark.get("difficulties", {})
     levels = list(next(iter(difficulties.values()), ()))
     rows = [
-        (name, figure(score), *(figure(difficulties[name][level]) for level in levels))
+        (name, number_text(score), *(number_text(difficulties[name][level]) for level in levels))
         for name, score in scores.items()
     ]
     title = f"Benchmark {benchmark['name']}"
@@ -164,14 +159,14 @@ def result_tables(results: dict[str, dict]) -> list[TextTable]:
 
     Of answers that nobody ranked there is only the last one.
     """
-    groups, layouts = results.values(), [SCORES]
+    groups, layouts = results.values(), [SCORES_TABLE]
     if any(metrics["pairs"] for metrics in groups):
-        calibration = CALIBRATION
+        calibration = CALIBRATION_TABLE
         if any(metrics["soft_loss"] is not None for metrics in groups):
-            votes = {"loss on\nvotes": lambda m: figure(m["soft_loss"])}
-            calibration = CALIBRATION._replace(columns=CALIBRATION.columns | votes)
-        ranking = [RANKING] if any(metrics["answers"] > 2 for metrics in groups) else []
-        layouts = [ACCURACY, *ranking, calibration, LENGTH, SCORES]
+            votes = {"loss on\nvotes": lambda m: number_text(m["soft_loss"])}
+            calibration = CALIBRATION_TABLE._replace(columns=CALIBRATION_TABLE.columns | votes)
+        ranking = [RANKING_TABLE] if any(metrics["answers"] > 2 for metrics in groups) else []
+        layouts = [ACCURACY_TABLE, *ranking, calibration, LENGTH_TABLE, SCORES_TABLE]
     return [layout.fill(results) for layout in layouts]
 
 
@@ -207,10 +202,10 @@ def _suspicions(metrics: dict) -> Iterator[tuple[str, str]]:
         return
     if low is not None and low <= 0.5 <= high:
         text = "The interval of the accuracy includes 0.5, so the model may as well be guessing"
-        yield text, interval(low, high)
+        yield text, interval_text(low, high)
     if high is not None and high < 0.5:
         text = "The whole interval of the accuracy is below 0.5; are the ranks the wrong way round?"
-        yield text, interval(low, high)
+        yield text, interval_text(low, high)
     if metrics["ties"] > 0.05 * pairs:
         text = "More than 5 % of the pairs have equal scores; --dtype fp32 tells more apart"
         yield text, f"{100 * metrics['ties'] / pairs:.1f} %"
@@ -286,7 +281,7 @@ def write_report(folder: str | Path, report: dict) -> list[Path]:
         _facts(report),
         [*warnings, *_more_warnings(report["rows"], benchmark)],
         [*([benchmark_table(benchmark)] if benchmark else []), *result_tables(results)],
-        {path.name: PICTURES[path.name] for path in pictures},
+        {path.name: CAPTIONS[path.name] for path in pictures},
         report["settings"],
     )
     values = json.dumps(report, indent=2, allow_nan=False) + "\n"

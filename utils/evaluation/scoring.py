@@ -61,7 +61,7 @@ class Sources(NamedTuple):
         return cls(names.tolist(), [torch.from_numpy(numbers[rows]) for rows, _ in plan])
 
 
-def evaluate(
+def evaluate_batches(
     model: torch.nn.Module,
     batches: Iterable[Batch],
     device: torch.device,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # loading Matplotlib takes long
 LIGHT, DARK, ACCENT = "#9AD2F2", "#0072B2", "#D55E00"
 DASHED: dict[str, Any] = {"color": ACCENT, "linewidth": 3, "linestyle": (0, (3, 1))}
 REFERENCE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.5}
-SMALL = 12.5  # points of numbers beside marks
+SMALL_FONT = 12.5  # points of numbers beside marks
 FONT = "DejaVu Sans"  # comes with Matplotlib
 WIDTH = 9.0  # inches
 # Still read at half the size.
@@ -133,12 +133,12 @@ def draw_bins(
 def draw_counts(axes: "Axes", places: Sequence[float], counts: list[int], width: float) -> None:
     """Bars with their numbers of pairs."""
     bars = axes.bar(places, counts, width=width, color=LIGHT, edgecolor=DARK)
-    axes.bar_label(bars, [_short(count) for count in counts], padding=2, fontsize=SMALL)
+    axes.bar_label(bars, [_short_count(count) for count in counts], padding=2, fontsize=SMALL_FONT)
     axes.set(ylabel="pairs", ylim=(0, 1.5 * max(counts)), yticks=())
     axes.grid(visible=False)
 
 
-def _short(count: int) -> str:
+def _short_count(count: int) -> str:
     """A count in five characters at most: 9,999, 12k, 3.4M."""
     if count < 10_000:
         return f"{count:,}"

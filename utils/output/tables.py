@@ -3,14 +3,12 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-T = TypeVar("T")
 
 TOTAL = "all"  # the row of all groups together
 # A line of ASCII under the header, nothing else: it survives pipes, logs and narrow terminals.
@@ -33,7 +31,7 @@ class TextTable(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-class Layout(NamedTuple):
+class TableTemplate(NamedTuple):
     """A table without its rows: columns maps names to what makes a text of a row's figures."""
 
     title: str
@@ -60,7 +58,7 @@ def print_table(table: TextTable) -> None:
     width = console.width
     for name, column in zip(table.header[1:], columns, strict=True):
         width -= 2 + max(map(len, [*name.split("\n"), *column]))
-    short = shorten(names, max(width, 12))
+    short = shorten_names(names, max(width, 12))
     for name, *values in table.rows:
         grid.add_row(Text(short[name]), *map(Text, values))
     console.print(Text(table.title, style="bold"))
@@ -113,7 +111,7 @@ def markdown_code(text: str) -> str:
     return "`" + " ".join(text.replace("`", "'").replace("|", "\\|").split()) + "`"
 
 
-def with_total(groups: dict[str, T], total: Callable[[], T]) -> dict[str, T]:
+def with_total(groups: dict[str, dict], total: Callable[[], dict]) -> dict[str, dict]:
     """Groups by name, and at the end "all", what `total` makes, if there are several of them.
 
     A group that is called "all" itself becomes "all (source)".
@@ -127,24 +125,24 @@ def with_total(groups: dict[str, T], total: Callable[[], T]) -> dict[str, T]:
     return {**named, TOTAL: total()}
 
 
-def figure(value: float | None, form: str = ".3f") -> str:
+def number_text(value: float | None, form: str = ".3f") -> str:
     """A number as text; "-" where there is none."""
     return "-" if value is None else format(value, form)
 
 
-def percent(share: float | None) -> str:
+def percent_text(share: float | None) -> str:
     """A share of 1 as text, such as 12.3 %; "-" where there is none."""
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def interval(low: float | None, high: float | None) -> str:
+def interval_text(low: float | None, high: float | None) -> str:
     """An interval as text, such as 0.691-0.733 or -0.012 to 0.004; "-" where there is none."""
     if low is None:
         return "-"
     return f"{low:.3f}{'-' if low >= 0 else ' to '}{high:.3f}"
 
 
-def shorten(names: Sequence[str], most: int) -> dict[str, str]:
+def shorten_names(names: Sequence[str], most: int) -> dict[str, str]:
     """Different names without their middle where they are longer than `most` characters.
 
     Names that would become the same keep more characters.
@@ -152,7 +150,7 @@ def shorten(names: Sequence[str], most: int) -> dict[str, str]:
     short = {name: _cut_middle(name, most) for name in names}
     owners = Counter(short.values())
     unclear = [name for name in names if owners[short[name]] > 1]
-    return short | shorten(unclear, most + 4) if unclear else short
+    return short | shorten_names(unclear, most + 4) if unclear else short
 
 
 def _cut_middle(name: str, most: int) -> str:

@@ -139,7 +139,7 @@ class RunLog:
         self.sums, self.seconds = torch.zeros((), dtype=torch.float64), 0.0
 
     def evaluation(self, step: int, epoch: float, result: dict) -> None:
-        """Write and print the result of an evaluation (scoring.evaluate)."""
+        """Write and print the result of an evaluation (scoring.evaluate_batches)."""
         values = {f"eval_{name}": value for name, value in result.items()}
         self._write({"step": step, "epoch": epoch, **values}, "eval")
         distributed.log(

@@ -15,7 +15,7 @@ import torch
 from utils import distributed
 from utils.data.batching import Batch
 from utils.evaluation.metrics import SUMS, comparison_sums
-from utils.evaluation.scoring import Sources, evaluate
+from utils.evaluation.scoring import Sources, evaluate_batches
 from utils.training.checkpoint import NO_MODEL, Progress, save_checkpoint
 from utils.training.engine import step_engine
 from utils.training.log import RunLog
@@ -39,7 +39,7 @@ class Trainer:
         run: what training states are saved with: run, batch and flags of a Checkpoint.
         save_model: saves the model, given the result of its evaluation; for --save_best.
         best: accuracy and step of the model that --save_best has saved so far.
-        result: of the last evaluation (scoring.evaluate).
+        result: of the last evaluation (scoring.evaluate_batches).
     """
 
     args: Namespace
@@ -95,7 +95,7 @@ class Trainer:
         return at_end or (interval > 0 and step % interval == 0)
 
     def _evaluate(self, eval_batches: Iterable[Batch], sources: Sources | None) -> None:
-        result = evaluate(self.engine, eval_batches, self.device, self.stop.agreed, sources)
+        result = evaluate_batches(self.engine, eval_batches, self.device, self.stop.agreed, sources)
         if result is None:
             self._leave(self.stop.agreed())
         self.log.evaluation(self.progress.step, self._epoch(), result)

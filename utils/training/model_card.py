@@ -9,7 +9,7 @@ from string import Template
 from huggingface_hub import ModelCardData
 
 from utils.data.sources.names import parse_word
-from utils.output.tables import figure, markdown_grid
+from utils.output.tables import markdown_grid, number_text
 
 METRICS = (
     ("comparisons", "comparisons", ","),
@@ -154,7 +154,7 @@ def model_card(
         result: of the evaluation when it was saved (metrics.summarize).
         checks: of the saved model (checks.Check).
     """
-    metrics = [(title, figure(result[name], form)) for name, title, form in METRICS]
+    metrics = [(title, number_text(result[name], form)) for name, title, form in METRICS]
     return CARD.substitute(
         front_matter=_front_matter(args),
         base=args.model_name_or_path,
