@@ -32,7 +32,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from utils import distributed
-from utils.benchmarks.layouts import BENCHMARKS
+from utils.benchmarks.layouts import PUBLIC_BENCHMARKS
 from utils.data.batching import make_collator
 from utils.data.formats.columns import parse_columns
 from utils.data.rendering.templates import fix_date
@@ -251,7 +251,7 @@ def open_streams(args: argparse.Namespace, encoder: ComparisonTokenizer) -> list
     to_output = chosen_form(args) is not None and not args.output_dir
     with redirect_stdout(sys.stderr) if to_output else nullcontext(), distributed.first_on_node():
         if args.benchmark:
-            benchmark = BENCHMARKS[args.benchmark]
+            benchmark = PUBLIC_BENCHMARKS[args.benchmark]
             path = args.data_path[0] if args.data_path else benchmark.hub
             if path is None:
                 raise InputError(
@@ -309,7 +309,7 @@ def evaluate(
             yield from part
 
     records = counted()
-    benchmark = BENCHMARKS[args.benchmark].sections(records) if args.benchmark else None
+    benchmark = PUBLIC_BENCHMARKS[args.benchmark].sections(records) if args.benchmark else None
     deque(records, maxlen=0)  # without a benchmark nobody has asked for them yet
     if not distributed.is_main():
         return

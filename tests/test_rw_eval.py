@@ -73,7 +73,7 @@ def read_lines(path):
 
 
 def test_the_lists_of_benchmarks_agree():
-    assert tuple(layouts.BENCHMARKS) == settings.BENCHMARKS
+    assert tuple(layouts.PUBLIC_BENCHMARKS) == settings.BENCHMARKS
 
 
 def test_a_report_of_several_files(folder, tmp_path, evaluate):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tests.conftest import ROOT
-from utils.benchmarks.layouts import BENCHMARKS
+from utils.benchmarks.layouts import PUBLIC_BENCHMARKS
 from utils.benchmarks.scores import LLMBAR
 from utils.evaluation.settings import BENCHMARKS as NAMES
 
@@ -17,7 +17,7 @@ def read(name, rows, tmp_path, source="file"):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = file.read_text().splitlines()
-    return [BENCHMARKS[name].read(json.loads(line), source) for line in lines]
+    return [PUBLIC_BENCHMARKS[name].read(json.loads(line), source) for line in lines]
 
 
 def record(comparison, scores, row_id=None):
@@ -27,7 +27,7 @@ def record(comparison, scores, row_id=None):
 
 def sections(name, records):
     """Of an iterator, so that only one pass is possible; the result must be JSON."""
-    result = BENCHMARKS[name].sections(iter(records))
+    result = PUBLIC_BENCHMARKS[name].sections(iter(records))
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["name"] == name
     return result
@@ -38,7 +38,7 @@ def user(text):
 
 
 def test_the_command_line_offers_these():
-    assert tuple(BENCHMARKS) == NAMES
+    assert tuple(PUBLIC_BENCHMARKS) == NAMES
 
 
 # RewardBench
@@ -245,7 +245,7 @@ def real_rows(name):
 
 
 def test_all_of_llmbar():
-    read_row = BENCHMARKS["llmbar"].read
+    read_row = PUBLIC_BENCHMARKS["llmbar"].read
     comparisons = [read_row(row, "llmbar") for row in real_rows("llmbar.jsonl.gz")]
     longer = [record(c, [float(len(text)) for text in c.responses]) for c in comparisons]
     result = sections("llmbar", longer)
@@ -257,7 +257,7 @@ def test_all_of_llmbar():
 
 def test_all_of_judgebench():
     rows = real_rows("judgebench_gpt4o.jsonl.gz")
-    comparisons = [BENCHMARKS["judgebench"].read(row, "judgebench") for row in rows]
+    comparisons = [PUBLIC_BENCHMARKS["judgebench"].read(row, "judgebench") for row in rows]
     assert [c.responses for c in comparisons] == [[r["chosen"], r["rejected"]] for r in rows]
     longer = [record(c, [float(len(text)) for text in c.responses]) for c in comparisons]
     result = sections("judgebench", longer)

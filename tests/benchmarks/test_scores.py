@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from utils.benchmarks.layouts import BENCHMARKS
+from utils.benchmarks.layouts import PUBLIC_BENCHMARKS
 from utils.benchmarks.scores import REWARDBENCH
 
 SIX = (0, 0, 0, 1, 1, 1)
@@ -24,13 +24,13 @@ def wrong(source, number=1):
 
 def sections(name, records):
     """Of an iterator, so that only one pass is possible; the result must be JSON."""
-    result = BENCHMARKS[name].sections(iter(records))
+    result = PUBLIC_BENCHMARKS[name].sections(iter(records))
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["name"] == name
     return result
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", PUBLIC_BENCHMARKS)
 def test_nothing_is_no_score(name):
     result = sections(name, [])
     assert result["overall"] is None and set(result["sections"].values()) == {None}

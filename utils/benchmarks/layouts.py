@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.benchmarks import scores as scores
+from utils.benchmarks import scores
 from utils.benchmarks.scores import LLMBAR, PRIOR_SETS, STYLES, TIES
 from utils.data.comparison import Comparison
 from utils.data.formats.layouts import Reader, find_reader
@@ -121,7 +121,7 @@ def _answers(row: dict, column: str) -> list:
     return row[column]
 
 
-BENCHMARKS = {
+PUBLIC_BENCHMARKS = {
     "rewardbench": Benchmark(
         hub="allenai/reward-bench",
         split="filtered",

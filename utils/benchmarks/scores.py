@@ -11,12 +11,11 @@ Common to all:
     Where more or fewer comparisons were scored than the benchmark has, `incomplete` says so.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
+import pandas as pd
 
 # Section -> subset -> weight, which is the number of prompts; but math-prm has 447 of them and
 # weighs as much as the six programming languages together.
@@ -102,25 +101,7 @@ LLMBAR_ADVERSARIAL = {
 LLMBAR = {"llmbar-natural": 100, **LLMBAR_ADVERSARIAL}
 
 
-# The share of its pairs that a comparison has right; of RM-Bench one for each of DIFFICULTIES.
-Success = float | list[float]
 Share = float | None  # None: it does not exist
-
-
-@dataclass
-class _Group:
-    """The comparisons of a subset or of a section."""
-
-    successes: list[Success] = field(default_factory=list)
-    unscored: int = 0
-
-    @property
-    def comparisons(self) -> int:
-        return len(self.successes)
-
-    @property
-    def accuracy(self) -> Share:
-        return float(np.mean(self.successes)) if self.successes else None
 
 
 def rewardbench(records: Iterable[dict]) -> dict:
@@ -130,17 +111,18 @@ def rewardbench(records: Iterable[dict]) -> dict:
     overall score: the mean of the sections, in which the prior sets (allenai/preference-test-sets,
     unweighted) count half, or not at all where they were not run.
     """
-    subsets = _by_subset(records, _wins)
+    judged = _judge(records, _wins)
+    accuracies = judged.groupby("part").success.mean()
     tables, weights = dict(REWARDBENCH), dict.fromkeys(REWARDBENCH, 1.0)
     sizes = {subset: size for table in REWARDBENCH.values() for subset, size in table.items()}
     sizes |= MATH_PRM
-    if PRIOR_SETS.keys() & subsets.keys():
+    if judged.part.isin(PRIOR_SETS).any():
         tables["Prior Sets"] = dict.fromkeys(PRIOR_SETS, 1)
         weights["Prior Sets"] = PRIOR_SETS_WEIGHT
         sizes |= PRIOR_SETS
-    accuracies = _accuracies(subsets)
-    sections = {name: _mean(accuracies, table) for name, table in tables.items()}
-    return _result("rewardbench", sections, _mean(sections, weights), subsets, subsets, sizes)
+
+    sections = {name: _weighted_mean(accuracies, table) for name, table in tables.items()}
+    return _result("rewardbench", sections, _weighted_mean(sections, weights), judged, sizes)
 
 
 def rewardbench2(records: Iterable[dict]) -> dict:
@@ -153,23 +135,23 @@ def rewardbench2(records: Iterable[dict]) -> dict:
     """
     ties: dict[str, dict[str, tuple[float, float]]] = {"tied": {}, "ref": {}}
 
-    def success(record: dict) -> float:
+    def success(record: dict) -> dict:
         right, wrong = _right_and_wrong(record)
         if record["source"] != TIES:
             highest = max(record["scores"])
-            return right.count(highest) / record["scores"].count(highest)
+            return {"success": right.count(highest) / record["scores"].count(highest)}
         kind, number = record["id"].split(":")
         gap, spread = min(right) - max(wrong), max(right) - min(right)
         ties[kind][number] = gap, spread
-        return float(gap > 0)
+        return {"success": float(gap > 0)}
 
-    subsets = _by_subset(records, success)
-    accuracies, parts = _accuracies(subsets), _ties_parts(ties["tied"], ties["ref"])
-    sections = {subset: accuracies.get(subset) for subset in REWARDBENCH2}
-    sections[TIES] = _weighted_sum(parts, TIES_WEIGHTS)
-    overall = _mean(sections, dict.fromkeys(REWARDBENCH2, 1))
-    result = _result("rewardbench2", sections, overall, subsets, subsets, REWARDBENCH2)
-    return {**result, "ties": parts}
+    judged = _judge(records, success)
+    parts = _ties_parts(ties["tied"], ties["ref"])
+    sections = judged.groupby("part").success.mean().reindex(list(REWARDBENCH2)).to_dict()
+    sections[TIES] = sum(weight * parts[name] for name, weight in TIES_WEIGHTS.items())
+    overall = _weighted_mean(sections, dict.fromkeys(REWARDBENCH2, 1))
+    result = _result("rewardbench2", sections, overall, judged, REWARDBENCH2)
+    return {**result, "ties": _known(parts)}
 
 
 def rm_bench(records: Iterable[dict]) -> dict:
@@ -180,17 +162,17 @@ def rm_bench(records: Iterable[dict]) -> dict:
     three, the overall score the mean of the sections. Prompts to refuse and to answer are pooled in
     Safety, as in their code. `difficulties` has all three by section, and their means.
     """
-    subsets = _by_subset(records, _wins_by_difficulty)
-    groups, equal = _by_section(subsets, RM_BENCH), dict.fromkeys(RM_BENCH, 1)
-    difficulties = {section: _difficulties(group) for section, group in groups.items()}
-    difficulties["overall"] = {
-        name: _mean({section: row[name] for section, row in difficulties.items()}, equal)
-        for name in DIFFICULTIES
-    }
-    sections = _accuracies(groups)
+    judged = _judge(records, _wins_by_difficulty, RM_BENCH)
+    columns = ["success", *DIFFICULTIES]
+    means = judged.reindex(columns=columns).groupby(judged.part).mean()
+    means = means.reindex(list(RM_BENCH))
+    means.loc["overall"] = means.mean(skipna=False)
+
+    *sections, overall = means.success
     sizes = {section: size for section, (_, size) in RM_BENCH.items()}
-    result = _result("rm-bench", sections, _mean(sections, equal), subsets, groups, sizes)
-    return {**result, "difficulties": difficulties}
+    result = _result("rm-bench", dict(zip(RM_BENCH, sections, strict=True)), overall, judged, sizes)
+    difficulties = means[list(DIFFICULTIES)].to_dict("index")
+    return {**result, "difficulties": {name: _known(row) for name, row in difficulties.items()}}
 
 
 def judgebench(records: Iterable[dict]) -> dict:
@@ -199,14 +181,14 @@ def judgebench(records: Iterable[dict]) -> dict:
     How the source of a pair begins gives its section; the overall score is over all pairs. The
     paper counts a judge that cannot decide as wrong, so a tie is no success.
     """
-    subsets = _by_subset(records, _wins)
-    groups = _by_section(subsets, JUDGEBENCH)
-    sections = _accuracies(groups)
-    pairs = {section: group.comparisons for section, group in groups.items()}
+    judged = _judge(records, _wins, JUDGEBENCH)
+    groups = judged.groupby("part").success
+    sections = groups.mean().reindex(list(JUDGEBENCH)).to_dict()
+    pairs = groups.count().reindex(list(JUDGEBENCH), fill_value=0).to_dict()
     sizes = {section: size for section, (_, size) in JUDGEBENCH.items()}
     if sum(pairs.values()) == JUDGEBENCH_CLAUDE:
         sizes = pairs
-    return _result("judgebench", sections, _mean(sections, pairs), subsets, groups, sizes)
+    return _result("judgebench", sections, _weighted_mean(sections, pairs), judged, sizes)
 
 
 def llmbar(records: Iterable[dict]) -> dict:
@@ -215,44 +197,35 @@ def llmbar(records: Iterable[dict]) -> dict:
     Adversarial is the mean of its four subsets, the overall score the mean of all five. Their
     evaluators that rate each answer on its own get half a point for a tie.
     """
-    subsets = _by_subset(records, _wins_or_half)
-    accuracies = _accuracies(subsets)
+    judged = _judge(records, _wins_or_half)
+    accuracies = judged.groupby("part").success.mean()
     sections = {
-        "Natural": accuracies.get("llmbar-natural"),
-        "Adversarial": _mean(accuracies, dict.fromkeys(LLMBAR_ADVERSARIAL, 1)),
+        "Natural": accuracies.get("llmbar-natural", np.nan),
+        "Adversarial": _weighted_mean(accuracies, dict.fromkeys(LLMBAR_ADVERSARIAL, 1)),
     }
-    overall = _mean(accuracies, dict.fromkeys(LLMBAR, 1))
-    return _result("llmbar", sections, overall, subsets, subsets, LLMBAR)
+    overall = _weighted_mean(accuracies, dict.fromkeys(LLMBAR, 1))
+    return _result("llmbar", sections, overall, judged, LLMBAR)
 
 
-def _by_subset(records: Iterable[dict], success: Callable[[dict], Success]) -> dict[str, _Group]:
-    groups: defaultdict[str, _Group] = defaultdict(_Group)
+def _judge(
+    records: Iterable[dict],
+    success: Callable[[dict], dict],
+    sections: Mapping[str, tuple[str, int]] | None = None,
+) -> pd.DataFrame:
+    """A row a comparison: `subset`; `part`, its section if there are some, else the subset; what
+    `success` says, under `success` the share of its pairs that are right. NaN: it has no score.
+    """
+    rows = []
     for record in records:
-        group = groups[record["source"]]
-        if "dropped" in record or None in record["scores"]:
-            group.unscored += 1
-        else:
-            group.successes.append(success(record))
-    return groups
-
-
-def _by_section(subsets: dict[str, _Group], table: dict[str, tuple[str, int]]) -> dict[str, _Group]:
-    """The scored comparisons of all subsets whose names begin as the table says."""
-    groups = {}
-    for section, (start, _) in table.items():
-        members = [group.successes for name, group in subsets.items() if name.startswith(start)]
-        groups[section] = _Group(list(chain(*members)))
-    return groups
-
-
-def _accuracies(groups: dict[str, _Group]) -> dict[str, Share]:
-    return {name: group.accuracy for name, group in groups.items()}
-
-
-def _difficulties(group: _Group) -> dict[str, Share]:
-    if not group.successes:
-        return dict.fromkeys(DIFFICULTIES)
-    return dict(zip(DIFFICULTIES, np.mean(group.successes, axis=0).tolist(), strict=True))
+        subset = record["source"]
+        is_scored = not ("dropped" in record or None in record["scores"])
+        part: str | None = subset
+        if sections:
+            starts = ((name, start) for name, (start, _) in sections.items())
+            part = next((name for name, start in starts if subset.startswith(start)), None)
+        rows.append({"subset": subset, "part": part, **(success(record) if is_scored else {})})
+    columns = dict.fromkeys(["subset", "part", "success", *chain(*rows)])
+    return pd.DataFrame(rows, columns=list(columns)).astype({"success": float})
 
 
 def _right_and_wrong(record: dict) -> tuple[list[float], list[float]]:
@@ -261,27 +234,28 @@ def _right_and_wrong(record: dict) -> tuple[list[float], list[float]]:
     return [score for rank, score in pairs if not rank], [score for rank, score in pairs if rank]
 
 
-def _wins(record: dict) -> float:
+def _wins(record: dict) -> dict:
     (right,), (wrong,) = _right_and_wrong(record)
-    return float(right > wrong)
+    return {"success": float(right > wrong)}
 
 
-def _wins_or_half(record: dict) -> float:
+def _wins_or_half(record: dict) -> dict:
     (right,), (wrong,) = _right_and_wrong(record)
-    return (right > wrong) + 0.5 * (right == wrong)
+    return {"success": (right > wrong) + 0.5 * (right == wrong)}
 
 
-def _wins_by_difficulty(record: dict) -> list[float]:
-    """Shares of easy, normal and hard pairs in which the right answer wins."""
+def _wins_by_difficulty(record: dict) -> dict:
+    """Shares of easy, normal and hard pairs in which the right answer wins, and their mean."""
     right, wrong = (np.array(scores) for scores in _right_and_wrong(record))
     wins = right[:, None] > wrong
     fancier, plainer = np.tril_indices(STYLES, -1), np.triu_indices(STYLES, 1)
-    return [wins[fancier].mean(), wins.diagonal().mean(), wins[plainer].mean()]
+    shares = wins[fancier].mean(), wins.diagonal().mean(), wins[plainer].mean()
+    return {"success": np.mean(shares), **dict(zip(DIFFICULTIES, shares, strict=True))}
 
 
 def _ties_parts(
     tied: dict[str, tuple[float, float]], reference: dict[str, tuple[float, float]]
-) -> dict[str, Share]:
+) -> dict[str, float]:
     """What the score of Ties is made of (rewardbench/utils.py, process_single_model).
 
     A good model sets right answers apart from wrong ones more than from each other. The last part,
@@ -294,7 +268,8 @@ def _ties_parts(
     """
     both = sorted(tied.keys() & reference.keys())
     if not both:
-        return dict.fromkeys(TIES_WEIGHTS)
+        return dict.fromkeys(TIES_WEIGHTS, np.nan)
+
     gap, spread = np.array([tied[number] for number in both]).T
     least_gap = np.minimum(gap, [reference[number][0] for number in both])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -309,47 +284,47 @@ def _ties_parts(
     return {name: float(part) for name, part in zip(TIES_WEIGHTS, parts, strict=True)}
 
 
-def _weighted_sum(values: Mapping[str, Share], weights: Mapping[str, float]) -> Share:
-    """Of the values that the weights name; None if one of them is missing."""
-    found = {name: value for name, value in values.items() if value is not None}
-    if not weights.keys() <= found.keys():
-        return None
-    return sum(weight * found[name] for name, weight in weights.items())
+def _weighted_mean(values: Mapping[str, float] | pd.Series, weights: Mapping[str, float]) -> float:
+    """Of the values that the weights name; NaN if one of them is missing."""
+    found = pd.Series(values, dtype=float).reindex(list(weights))
+    if found.isna().any():
+        return np.nan
+    return float(np.average(found, weights=list(weights.values())))
 
 
-def _mean(values: Mapping[str, Share], weights: Mapping[str, float]) -> Share:
-    total = _weighted_sum(values, weights)
-    return None if total is None else total / sum(weights.values())
+def _known(values: Mapping[str, float]) -> dict[str, Share]:
+    """Values as JSON has them: None for NaN."""
+    return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
 
 
 def _result(
     name: str,
-    sections: dict[str, Share],
-    overall: Share,
-    subsets: dict[str, _Group],
-    parts: dict[str, _Group],
+    sections: dict[str, float],
+    overall: float,
+    judged: pd.DataFrame,
     sizes: dict[str, int],
 ) -> dict:
     """What Benchmark.sections returns.
 
     Args:
-        name, sections, overall: as returned.
-        subsets: all that there were.
-        parts: those subsets, or sections, that the benchmark has.
-        sizes: how many comparisons the benchmark has in each of them.
+        name, sections, overall: as returned, with NaN for None.
+        judged: of `_judge`.
+        sizes: how many comparisons the benchmark has in each of the parts.
     """
-    found = {part: parts[part].comparisons if part in parts else 0 for part in sizes}
-    names = ("accuracy", "comparisons", "unscored")
+    found = judged.groupby("part").success.count().reindex(list(sizes), fill_value=0).to_dict()
+    groups = judged.groupby("subset").success
+    subsets = pd.DataFrame({"accuracy": groups.mean(), "comparisons": groups.count()})
+    subsets["unscored"] = groups.size() - subsets.comparisons
     return {
         "name": name,
-        "sections": sections,
-        "overall": overall,
+        "sections": _known(sections),
+        **_known({"overall": overall}),
         "subsets": {
-            subset: {name: getattr(group, name) for name in names}
-            for subset, group in sorted(subsets.items())
+            subset: {**row, **_known({"accuracy": row["accuracy"]})}
+            for subset, row in subsets.to_dict("index").items()
         },
         "incomplete": {
             part: [found[part], size] for part, size in sizes.items() if found[part] != size
         },
-        "unknown": sum(group.comparisons for group in subsets.values()) - sum(found.values()),
+        "unknown": int(judged.success.count()) - sum(found.values()),
     }

@@ -44,6 +44,7 @@ def comparison_sums(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
     numbers = torch.arange(len(batch.pair_counts), device=scores.device)
     owner = numbers.repeat_interleave(batch.pair_counts, output_size=len(batch.pairs))
     share = 1 / batch.pair_counts[owner].double()
+
     better, worse = scores[batch.pairs].unbind(dim=1)
     ties = (better == worse).double()
     columns = [
@@ -56,9 +57,11 @@ def comparison_sums(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
         better,
         worse,
     ]
+
     counted = (batch.weight > 0)[:, None]
     pair_sums = _sum_by(owner, torch.stack(columns, dim=1) * counted, len(numbers))
     has_pairs = pair_sums[:, SUMS.index("pairs"), None] > 0
+
     owner = numbers.repeat_interleave(batch.answer_counts, output_size=len(scores))
     answers = torch.stack([torch.ones_like(scores), scores, scores**2], dim=1)
     answer_sums = _sum_by(owner, answers * has_pairs[owner], len(numbers))

@@ -87,6 +87,7 @@ def _draw_sources(figure: "Figure", results: dict[str, dict]) -> None:
     shown = set(sorted(judged, key=lambda name: results[name]["pairs"])[-MOST_SOURCES:])
     labels = [label for name, label in _source_labels(results).items() if name in shown]
     bars = [(name, one) for name, one in results.items() if name in shown]
+
     figure.set_figheight(1.6 + 0.34 * len(bars))
     axes = figure.subplots()
     for place, (name, one) in enumerate(bars):
@@ -98,6 +99,7 @@ def _draw_sources(figure: "Figure", results: dict[str, dict]) -> None:
             axes.plot(ends, [place] * 2, color="black", marker="|", linewidth=2)
         text, end = f"{one['accuracy']:.3f}  ({one['pairs']:,} pairs)", ("axes fraction", "data")
         axes.annotate(text, (1.02, place), xycoords=end, va="center", fontsize=SMALL_FONT)
+
     axes.axvline(0.5, label="guessing", **REFERENCE)
     axes.set_yticks(range(len(bars)), labels, fontsize=SMALL_FONT)
     axes.grid(visible=False, axis="y")

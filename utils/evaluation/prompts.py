@@ -41,12 +41,14 @@ def given_prompts(args: argparse.Namespace, encoder: ComparisonTokenizer) -> lis
         Comparison(prompt, answers, range(len(answers)), "command line")
         for prompt, answers in prompts
     ]
+
     for comparison, row in zip(comparisons, encoder.rows(comparisons), strict=True):
         if row["dropped"] == NOT_RENDERED:
             raise InputError(
                 f"{row['problem']} is {NOT_RENDERED}: give another --response, or a template that "
                 "writes it (--chat_template)"
             )
+
         for number, answer in enumerate(comparison.responses):
             if number not in row["answers"]:
                 raise InputError(

@@ -91,6 +91,7 @@ def make_record(
     """
     if not row["answers"]:
         return drop_record(index, comparison.source, row["dropped"], row["problem"])
+
     record = {
         "index": index,
         "source": comparison.source,
@@ -99,6 +100,7 @@ def make_record(
         "scores": row["scores"],
         "lengths": [None] * len(row["scores"]),
     }
+
     first: dict[tuple, int] = {}
     copies = list(range(len(row["scores"])))
     kept = zip(row["answers"], row["input_ids"], row["answer_starts"], strict=True)
@@ -107,6 +109,7 @@ def make_record(
         copies[answer] = first.setdefault(tuple(ids), answer)
     if copies != list(range(len(copies))):
         record["copies"] = copies
+
     if comparison.votes is not None:
         record["votes"] = list(comparison.votes)
     if row_id is not None:

@@ -193,26 +193,31 @@ def find_warnings(
 
 
 def _suspicions(metrics: dict) -> Iterator[tuple[str, str]]:
-    """Warnings, each with the figure that gives rise to it."""
+    """Warnings, each with the number that gives rise to it."""
     yield from _suspicious_scores(metrics)
+
     pairs, low, high = metrics["pairs"], metrics["accuracy_low"], metrics["accuracy_high"]
-    if 0 < pairs < 100:
-        yield "Fewer than 100 pairs, so accuracy, calibration and length are rough", f"{pairs}"
     if pairs < 100:
+        if pairs:
+            yield "Fewer than 100 pairs, so accuracy, calibration and length are rough", f"{pairs}"
         return
+
     if low is not None and low <= 0.5 <= high:
         text = "The interval of the accuracy includes 0.5, so the model may as well be guessing"
         yield text, interval_text(low, high)
     if high is not None and high < 0.5:
         text = "The whole interval of the accuracy is below 0.5; are the ranks the wrong way round?"
         yield text, interval_text(low, high)
+
     if metrics["ties"] > 0.05 * pairs:
         text = "More than 5 % of the pairs have equal scores; --dtype fp32 tells more apart"
         yield text, f"{100 * metrics['ties'] / pairs:.1f} %"
+
     temperature = metrics["temperature"]
     if temperature is not None and not 0.5 <= temperature <= 2:
         text = "The temperature is outside 0.5 to 2, so sigmoid(margin) is no chance to be right"
         yield f"{text}; divide scores by it where that counts", f"{temperature:.3g}"
+
     yield from _suspicious_length(metrics["length"])
 
 
@@ -220,12 +225,15 @@ def _suspicious_scores(metrics: dict) -> Iterator[tuple[str, str]]:
     mean, deviation = metrics["score_mean"], metrics["score_std"]
     if mean is None:
         return
-    if deviation < 0.01 or metrics["score_percentiles"]["25"] == metrics["score_percentiles"]["75"]:
+
+    percentiles = metrics["score_percentiles"]
+    if deviation < 0.01 or percentiles["25"] == percentiles["75"]:
         yield (
             "The scores are constant or saturated (standard deviation below 0.01, or the middle "
             "half is one number)",
             f"{deviation:.2g}",
         )
+
     if abs(mean) > max(1, 2 * deviation):
         yield (
             "The scores are not centred (mean more than 1 and more than two standard deviations "
@@ -239,6 +247,7 @@ def _suspicious_length(length: dict) -> Iterator[tuple[str, str]]:
     longer, shorter = length["longer_pairs"], length["shorter_pairs"]
     if not longer or not shorter:
         return
+
     prefers = length["prefers_longer"]
     of_longer, of_shorter = length["longer_accuracy"], length["shorter_accuracy"]
     if abs(prefers - 0.5) > 0.2 and min(of_longer, of_shorter) < 0.5:
@@ -248,6 +257,7 @@ def _suspicious_length(length: dict) -> Iterator[tuple[str, str]]:
             f"pairs, and where the {other} one is better, accuracy is below 0.5",
             f"{max(prefers, 1 - prefers):.3f}, {min(of_longer, of_shorter):.3f}",
         )
+
     accuracy = (of_longer * longer + of_shorter * shorter) / (longer + shorter)
     rule = max(longer, shorter) / (longer + shorter)
     if accuracy < rule + 0.02:
