@@ -4,7 +4,7 @@
     deepspeed main.py --model_name_or_path facebook/opt-350m --data_path comparisons.jsonl \
         --zero_stage 2
 
-`python main.py --help` lists every flag; README.md describes the data and the output folder.
+`python main.py --help` lists every flag; docs/ describes data, losses, output and more.
 """
 
 import sys

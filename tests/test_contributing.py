@@ -1,15 +1,13 @@
-"""CONTRIBUTING.md: its examples work; and what checks a commit."""
+"""What checks a commit: the commands of CONTRIBUTING.md, hooks, workflow, image."""
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from fnmatch import fnmatch
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import pytest
 import yaml
 
 from tests.conftest import ROOT, TOO_LONG
@@ -18,18 +16,6 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RUN = (ROOT / "tests" / "run.sh").read_text(encoding="utf-8")
 # Lint, format, spelling, types: the commands between `cd` and the tests.
 CHECKS = re.search(r'^cd "\$ROOT"\n(.*?)^#', RUN, re.DOTALL | re.MULTILINE)[1].splitlines()
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of a language."""
-    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return [block for name, block in fences if name == language]
-
-
-def sections(level: int) -> dict[str, str]:
-    """Texts by heading."""
-    parts = re.split(rf"^{'#' * level} (.+)\n", TEXT, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def run(command: list, folder: Path, **options) -> subprocess.CompletedProcess:
@@ -43,47 +29,6 @@ def run(command: list, folder: Path, **options) -> subprocess.CompletedProcess:
 
 def run_block(block: str, folder: Path) -> str:
     return run(["bash", "-euo", "pipefail", "-c", block], folder).stdout
-
-
-WORKED = sections(2)["Worked examples"]
-EXAMPLES = {name: text for name, text in sections(3).items() if text in WORKED}
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """What the examples share, made in the tree as it is."""
-    folder = tmp_path_factory.mktemp("demo")
-    (shared,) = blocks(WORKED.split("###")[0], "bash")
-    copy_tree(folder)
-    run_block(shared, folder)
-    return folder / "output"
-
-
-def copy_tree(folder: Path) -> None:
-    """Copy what a commit of everything would have."""
-    names = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], ROOT)
-    for name in names.stdout.strip("\0").split("\0"):
-        if (ROOT / name).is_file():  # a file that was deleted is still listed
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-
-
-def test_there_is_an_example_of_each_kind():
-    assert list(EXAMPLES) == ["A data format", "A loss", "A model family"]
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_worked_example_works(demo, tmp_path, name):
-    (diff,), (commands,) = blocks(EXAMPLES[name], "diff"), blocks(EXAMPLES[name], "bash")
-    assert len(diff.splitlines()) < 30
-    files = re.findall(r"^\+\+\+ b/(.*)$", diff, re.MULTILINE)
-    assert any(file.startswith("tests/") for file in files)
-    copy_tree(tmp_path)
-    shutil.copytree(demo, tmp_path / "output")
-    run(["git", "apply", "-"], tmp_path, input=diff)
-    run(["ruff", "check", *files], tmp_path)
-    run(["ruff", "format", "--check", *files], tmp_path)
-    assert " passed" in run_block(commands, tmp_path)
 
 
 def test_the_single_test_is_there():

@@ -1,4 +1,4 @@
-"""What the documents say, done: the README's commands run; flags, files and links exist."""
+"""What the documents say, done: commands of README and docs run; flags, files, links exist."""
 
 import os
 import re
@@ -22,15 +22,22 @@ from tests.conftest import (
 from utils.evaluation.settings import parse_evaluation_arguments
 from utils.training.settings import parse_training_arguments
 
-DOCUMENTS = sorted(ROOT.glob("*.md")) + sorted((ROOT / "benchmarks").glob("*.md"))
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [
+    path for folder in (".", "docs", "benchmarks") for path in sorted((ROOT / folder).glob("*.md"))
+]
+# In the order in which they are read: later commands use what earlier ones wrote.
+PAGES = ("data", "training", "evaluation", "scaling", "results", "coming-from", "troubleshooting")
+TEXTS = {
+    path: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in PAGES))
+}
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```",
     re.DOTALL | re.MULTILINE,
 )
-BLOCKS = list(BLOCK.finditer(README))
-NOT_RUN = [block for block in BLOCKS if block["reason"]]
-RUN = [block for block in BLOCKS if not block["reason"]]
+BLOCKS = [(path, block) for path, text in TEXTS.items() for block in BLOCK.finditer(text)]
+NOT_RUN = [block for _, block in BLOCKS if block["reason"]]
+RUN = [(path, block) for path, block in BLOCKS if not block["reason"]]
 # Of the launchers and tools that the documents name.
 OTHER_PROGRAMS = {
     *(
@@ -118,13 +125,15 @@ def environment(workspace):
     }
 
 
-def title(block):
-    line = README.count("\n", 0, block.start("text")) + 1
-    return f"line{line}-{block['language']}"
+def title(value):
+    if isinstance(value, Path):
+        return value.stem
+    line = value.string.count("\n", 0, value.start("text")) + 1
+    return f"line{line}-{value['language']}"
 
 
-@pytest.mark.parametrize("block", RUN, ids=title)
-def test_block_of_the_readme_runs(workspace, environment, block):
+@pytest.mark.parametrize(("page", "block"), RUN, ids=title)
+def test_block_runs(workspace, environment, page, block):
     """In their order, since later ones use what earlier ones wrote."""
     text = block["text"]
     if block["language"] == "yaml":
@@ -132,7 +141,8 @@ def test_block_of_the_readme_runs(workspace, environment, block):
         (workspace / name).write_text(text)
         return
     if block["language"] == "python":
-        before = [b["text"] for b in RUN if b["language"] == "python" and b.end() < block.start()]
+        same = [b for path, b in RUN if path == page and b["language"] == "python"]
+        before = [b["text"] for b in same if b.end() < block.start()]
         command = [sys.executable, "-c", "".join([*before, text])]
     else:
         assert block["language"] == "bash"
@@ -142,11 +152,16 @@ def test_block_of_the_readme_runs(workspace, environment, block):
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     if "expected_time.py" in text:
-        assert done.stdout in README
+        assert done.stdout in TEXTS[page]
+
+
+def test_the_readme_is_one_page():
+    assert len(TEXTS[ROOT / "README.md"].splitlines()) <= 220
+    assert {path.stem for path in (ROOT / "docs").glob("*.md")} == {*PAGES}
 
 
 def test_what_is_not_run_says_what_stands_in_for_it():
-    assert len(NOT_RUN) < len(RUN)
+    assert len(NOT_RUN) < len(RUN) / 2
     for block in NOT_RUN:
         assert re.search(r"needs|takes|runs in", block["reason"]), block["reason"]
         for path in re.findall(r"tests/[\w/.]+", block["reason"]):
@@ -154,7 +169,7 @@ def test_what_is_not_run_says_what_stands_in_for_it():
 
 
 def test_the_command_line_of_deepspeed_chat_is_whole():
-    (command,) = (b["text"] for b in RUN if "--data_output_path /tmp" in b["text"])
+    (command,) = (b["text"] for b in NOT_RUN if "--data_output_path /tmp" in b["text"])
     flags = set(re.findall(r"--[a-z_\d]+", command)) - {"--num_gpus"}
     assert len(flags | {"--local_rank"}) == 33
 
@@ -204,17 +219,6 @@ def test_links_lead_somewhere(document):
             headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
             assert anchor in slugs, target
-
-
-def test_the_file_tree_is_that_of_the_project():
-    tree = README.split("## Files")[1].split("```")[1]
-    listed = set(re.findall(r"^utils/\S+|\((?:[^)]*)\)", tree, re.MULTILINE))
-    names = {name for entry in listed for name in re.findall(r"[\w/]+\.py", entry)}
-    files = {path for path in (ROOT / "utils").rglob("*.py") if path.name != "__init__.py"}
-    for path in files:
-        relative = str(path.relative_to(ROOT))
-        assert relative in names or path.name in names, relative
-    assert {name.split("/")[-1] for name in names} == {path.name for path in files}
 
 
 @pytest.mark.parametrize("program", ["main.py", "rw_eval.py"])

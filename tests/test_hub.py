@@ -22,7 +22,7 @@ from tests.conftest import (
 )
 from tests.hub_server import Hub
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMING_FROM = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
 PAIRS = make_pairs(40)
 
 
@@ -77,9 +77,9 @@ def run(hub, home, *words, offline=False):
 
 
 def deepspeed_chat(folder) -> list[str]:
-    """The README's command line of DeepSpeed-Chat, with its files in a folder of the test."""
+    """The documents' command line of DeepSpeed-Chat, with its files in a folder of the test."""
     (command,) = re.findall(
-        r"^deepspeed --num_gpus 1 (main\.py --data_path D.*?)^```", README, re.S | re.M
+        r"^deepspeed --num_gpus 1 (main\.py --data_path D.*?)^```", COMING_FROM, re.S | re.M
     )
     command = command.replace("\\\n", " ")
     for place in ("/tmp/data_files", "output/step2_tensorboard", "output/step2"):

@@ -82,8 +82,8 @@ def load_config(path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
         parts = ", ".join(sorted(config.sub_configs))
         raise InputError(
             f"{path}: {config.model_type} is composed of several models ({parts}); expected a "
-            "language model alone: save its text part as a checkpoint of its own (README.md, "
-            "Troubleshooting, shows how), and give that to --model_name_or_path"
+            "language model alone: save its text part as a checkpoint of its own "
+            "(docs/troubleshooting.md shows how), and give that to --model_name_or_path"
         )
     return config
 
