@@ -27,7 +27,7 @@ from utils.output.tables import (
 )
 from utils.settings import InputError
 
-LINES_AT_ONCE = 1024
+LINES_AT_ONCE = 1024  # whose pairs are in memory together
 CAVEAT = (
     "The interval is clustered by prompt, so it accounts for pairs that share one. McNemar's p "
     "does not: with more than two answers to a prompt, or repeated prompts, it is too small. It "
@@ -89,11 +89,14 @@ def compare_evaluations(folder_a: str | Path, folder_b: str | Path) -> dict:
     parts, sources, dropped = [], set(), 0
     lines = enumerate(zip_longest(_read_lines(folder_a), _read_lines(folder_b)), 1)
     while some := list(islice(lines, LINES_AT_ONCE)):
+        records_a, records_b = [], []
         for number, (a, b) in some:
             _check_same(number, a, b, folder_a, folder_b)
-            dropped += "dropped" in a or "dropped" in b
             sources.add(a["source"])
-        parts.append(_outcomes([a for _, (a, _) in some], [b for _, (_, b) in some]))
+            dropped += "dropped" in a or "dropped" in b
+            records_a.append(_without_scores(a, b) if "dropped" in a else a)
+            records_b.append(_without_scores(b, a) if "dropped" in b else b)
+        parts.append(_outcomes(records_a, records_b))
     if not parts:
         raise InputError(f"{folder_a} and {folder_b}: scores.jsonl has no line")
 
@@ -142,43 +145,35 @@ def _check_same(
             )
 
 
+def _without_scores(dropped: dict, other: dict) -> dict:
+    """A record that one model dropped, with the answers that the other model's record has."""
+    return {**other, **dropped, "ranks": other["ranks"], "scores": [None] * len(other["scores"])}
+
+
 def _outcomes(records_a: list[dict], records_b: list[dict]) -> pd.DataFrame:
     """A row for each pair that at least one of the models has.
 
     `source`; `prompt`, a key; `a` and `b`, what each model made of it: 1 right, 0.5 tied, 0 wrong,
     NaN if it could not score both answers or if they have the same tokens for it.
     """
-    keys = ["comparison", "better", "worse"]
-    a, b = _judged_pairs(records_a), _judged_pairs(records_b)
-    pairs = a.merge(b, on=keys, how="outer", suffixes=("_a", "_b"))
+    answers_a, answers_b = read_answers(records_a), read_answers(records_b)
+    better, worse = answer_pairs(answers_a)
+    pair_a, pair_b = (is_pair(answers, better, worse) for answers in (answers_a, answers_b))
+    chosen = pair_a | pair_b
+
+    def outcome(answers: pd.DataFrame, pair: np.ndarray) -> np.ndarray:
+        margin = answers.score.to_numpy()[better] - answers.score.to_numpy()[worse]
+        return np.where(pair, (1 + np.sign(margin)) / 2, np.nan)[chosen]
+
     prompts = np.array([r.get("prompt", 0) % 2**64 for r in records_a], dtype=np.uint64)
     sources = np.array([intern(record["source"]) for record in records_a], dtype=object)
+    comparison = answers_a.comparison.to_numpy()[better[chosen]]
     return pd.DataFrame(
         {
-            "source": sources[pairs.comparison],
-            "prompt": prompts[pairs.comparison],
-            "a": pairs.outcome_a,
-            "b": pairs.outcome_b,
-        }
-    )
-
-
-def _judged_pairs(records: list[dict]) -> pd.DataFrame:
-    """The pairs of one model by the places of their answers; a dropped record has none."""
-    answers = read_answers(records)
-    better, worse = answer_pairs(answers)
-    ranked = is_pair(answers, better, worse)
-    better, worse = better[ranked], worse[ranked]
-
-    score, place = answers.score.to_numpy(), answers.place.to_numpy()
-    outcome = (1 + np.sign(score[better] - score[worse])) / 2
-    comparison = answers.comparison.to_numpy()[better]
-    return pd.DataFrame(
-        {
-            "comparison": comparison,
-            "better": place[better],
-            "worse": place[worse],
-            "outcome": outcome,
+            "source": sources[comparison],
+            "prompt": prompts[comparison],
+            "a": outcome(answers_a, pair_a),
+            "b": outcome(answers_b, pair_b),
         }
     )
 
