@@ -159,9 +159,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
 def start_command(*words) -> subprocess.Popen:
     """Start a command of the project in a session of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment = {**os.environ, **ENVIRONMENT}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     return subprocess.Popen(
         [str(word) for word in words],

@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tests.conftest import free_port, make_pairs, run_command, save_language_model, write_jsonl
+from tests.forking import run_program
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def refuse(tmp_path, data, model, *more, program="main.py"):
         words += ["--data_output_path", tmp_path / "cache"]
     words += ["--data_path", data] if data else []
     existed = {path: path.read_bytes() for path in output.glob("*")} if output.exists() else None
-    done = run_command("python", program, *words, *more)
+    done = run_program(program, *words, *more)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     left = {path: path.read_bytes() for path in output.glob("*")} if output.exists() else None
@@ -180,7 +181,7 @@ def test_a_model_without_padding_token_gets_one(tmp_path, good_data, llama_token
     model = save_language_model(tmp_path / "llama", llama_tokenizer, "llama")
     words = ("--model_name_or_path", model, "--data_path", good_data, "--max_seq_len", 64)
     cache = ("--data_output_path", tmp_path / "cache", "--output_dir", tmp_path / "out")
-    done = run_command("python", "main.py", *words, *cache, "--max_steps", 1)
+    done = run_program("main.py", *words, *cache, "--max_steps", 1)
     assert done.returncode == 0, done.stderr
     assert re.search(r"no padding token: padding is \d+ \(<pad>\)", done.stdout)
     assert (tmp_path / "out" / "model.safetensors").exists()

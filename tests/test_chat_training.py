@@ -7,13 +7,13 @@ import pytest
 import rw_eval
 from tests.conftest import (
     bot,
-    run_command,
     save_language_model,
     train_opt_tokenizer,
     user,
     write_jsonl,
 )
 from tests.data.chat_styles import PLAIN
+from tests.forking import run_program
 from utils.evaluation.settings import parse_evaluation_arguments
 
 CALL = {"function": {"name": "f", "arguments": {"time": 7}}}
@@ -42,7 +42,7 @@ def train(folder, *more):
     words = ("--model_name_or_path", folder / "model", "--chat_template", folder / "chat.jinja")
     words += ("--output_dir", folder / "out", "--data_output_path", folder / "cache")
     words += ("--max_seq_len", 96, "--max_steps", 1, "--save_interval", 1, *more)
-    return run_command("python", "main.py", *words)
+    return run_program("main.py", *words)
 
 
 def test_a_run_says_what_is_not_rendered_and_keeps_the_date(folder, capsys):

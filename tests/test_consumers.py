@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tests.conftest import flags, read_metrics, run_command, write_jsonl
+from tests.forking import run_program
 
 READ = """
 import json, sys
@@ -27,7 +28,7 @@ texts = [text(row["prompt"], answer) + end for row in rows for answer in row["re
 
 
 def train(workspace, name, *extra):
-    done = run_command("python", "main.py", *flags(workspace, name, 8, 1), "--max_steps", 6, *extra)
+    done = run_program("main.py", *flags(workspace, name, 8, 1), "--max_steps", 6, *extra)
     assert done.returncode == 0, done.stderr
     return workspace / name, done.stdout
 
@@ -52,7 +53,7 @@ def chat_run(workspace):
 def rw_eval_scores(workspace, model, data="eval.jsonl"):
     report = workspace / f"{model.name}-{data}-report"
     words = ("--data_path", workspace / data, "--output_dir", report)
-    done = run_command("python", "rw_eval.py", "--model_name_or_path", model, *words)
+    done = run_program("rw_eval.py", "--model_name_or_path", model, *words)
     assert done.returncode == 0, done.stderr
     lines = (report / "scores.jsonl").read_text().splitlines()
     return [score for line in lines for score in json.loads(line)["scores"]]
@@ -290,17 +291,15 @@ def test_the_model_card(request, workspace, run):
 
 
 FAULTY = """
-import runpy, sys
 import torch
 from utils.training import checks
 checks.TOLERANCES[torch.float32] = -1  # no two scores are equal enough
-runpy.run_path("main.py", run_name="__main__")
 """
 
 
 def test_a_model_that_fails_its_checks_is_saved_and_the_run_fails(workspace):
     words = (*flags(workspace, "faulty", 8, 1), "--max_steps", 2)
-    done = run_command("python", "-c", FAULTY, *words)
+    done = run_program("main.py", *words, code=FAULTY)
     assert done.returncode == 1
     assert "do not trust it; reload: scores of saved and trained model differ by at" in done.stderr
     folder = workspace / "faulty"

@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 
-from tests.conftest import read_metrics, run_command, train_opt_tokenizer, write_jsonl
+from tests.conftest import read_metrics, train_opt_tokenizer, write_jsonl
 from tests.data.loading import load, make_encoder
-from tests.data.test_readers import SAME, SAME_TEXT
+from tests.data.formats.test_readers import SAME, SAME_TEXT
+from tests.forking import run_program
 from utils.data.batching import make_collator
 from utils.data.loss_inputs import LossInputs
 
@@ -81,10 +82,10 @@ def test_every_layout_trains_and_is_scored(workspace, tmp_path):
     data = ["--data_path", *paths, "--format", "ranked"]
     words = ["--model_name_or_path", workspace / "model", "--max_seq_len", 128, "--max_steps", 1]
     words += ["--data_output_path", tmp_path / "cache", "--eval_fraction", 0.3]
-    done = run_command("python", "main.py", *words, *data, "--output_dir", tmp_path / "out")
+    done = run_program("main.py", *words, *data, "--output_dir", tmp_path / "out")
     assert done.returncode == 2 and "--format ranked needs the columns" in done.stderr
     data = data[:-2]
-    done = run_command("python", "main.py", *words, *data, "--output_dir", tmp_path / "out")
+    done = run_program("main.py", *words, *data, "--output_dir", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     notes = [line for line in done.stdout.splitlines() if ": layout " in line]
     assert len(notes) == len(LAYOUTS)
@@ -95,7 +96,7 @@ def test_every_layout_trains_and_is_scored(workspace, tmp_path):
     evaluated = read_metrics(tmp_path / "out")[-1]["eval_sources"]
     assert set(evaluated) <= set(LAYOUTS) and len(evaluated) > 5
     words = ["--model_name_or_path", tmp_path / "out", *data, "--output_dir", tmp_path / "report"]
-    done = run_command("python", "rw_eval.py", *words)
+    done = run_program("rw_eval.py", *words)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if ": layout " in line] == notes
     lines = [json.loads(line) for line in (tmp_path / "report" / "scores.jsonl").open()]

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.conftest import flags, free_port, make_pairs, read_metrics, run_command, write_jsonl
+from tests.conftest import flags, make_pairs, read_metrics, write_jsonl
+from tests.forking import run_program
 
 STEPS = 8
 
@@ -24,13 +25,14 @@ def write_sources(workspace, folder):
 def test_two_processes_go_on_as_one_would(workspace, tmp_path):
     words = write_sources(workspace, tmp_path)
     words[words.index("--per_device_train_batch_size") + 1] = 8
-    done = run_command("python", "main.py", *words, "--output_dir", tmp_path / "one")
+    done = run_program("main.py", *words, "--output_dir", tmp_path / "one")
     assert done.returncode == 0, done.stderr
     words[words.index("--per_device_train_batch_size") + 1] = 4
     state = tmp_path / "one" / "checkpoints" / "step_3"
-    done = run_command(
-        *("deepspeed", "--num_gpus", 2, "--master_port", free_port(), "main.py", *words),
-        *("--output_dir", tmp_path / "two", "--resume_from_checkpoint", state),
+    done = run_program(
+        *("main.py", *words, "--output_dir", tmp_path / "two"),
+        *("--resume_from_checkpoint", state),
+        processes=2,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two")

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import make_pairs, run_command, write_jsonl
+from tests.conftest import make_pairs, write_jsonl
+from tests.forking import run_program
 from utils.model import pretrained
 
 
@@ -41,7 +42,7 @@ def test_it_trains_in_32_bits(official, opt_tokenizer, tmp_path):
     words = ("--model_name_or_path", folder, "--data_path", data, "--output_dir", out)
     cache = ("--data_output_path", tmp_path / "cache", "--max_seq_len", 64)
     steps = ("--max_steps", 1, "--learning_rate", 1e-6, "--zero_stage", 3)
-    done = run_command("python", "main.py", *words, *cache, *steps)
+    done = run_program("main.py", *words, *cache, *steps)
     assert done.returncode == 0, done.stderr
     assert "buffers that Transformers makes anew are left behind: decoder.version" in done.stdout
 
@@ -58,6 +59,6 @@ def test_it_trains_in_32_bits(official, opt_tokenizer, tmp_path):
     torch.save(
         {**weights, "decoder.layers.7.fc2.bias": torch.ones(32)}, folder / "pytorch_model.bin"
     )
-    done = run_command("python", "main.py", *words, *cache, *steps, "--overwrite_output_dir")
+    done = run_program("main.py", *words, *cache, *steps, "--overwrite_output_dir")
     assert done.returncode == 2
     assert "1 weights are left over (decoder.layers.7.fc2.bias)" in done.stderr

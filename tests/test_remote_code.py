@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.conftest import make_pairs, run_command, write_jsonl
+from tests.conftest import make_pairs, write_jsonl
+from tests.forking import run_program
 from utils.estimates import estimate_seconds
 from utils.model import pretrained
 from utils.settings import InputError
@@ -119,7 +120,7 @@ def test_training_and_scoring(means, tmp_path):
     words = (*base, "--data_output_path", tmp_path / "cache", "--max_seq_len", 64)
     out = tmp_path / "out"
     lora = ("--lora_dim", 2, "--lora_module_name", "layers.", "--max_steps", 2)
-    done = run_command("python", "main.py", *words, *lora, "--output_dir", out)
+    done = run_program("main.py", *words, *lora, "--output_dir", out)
     assert done.returncode == 0, done.stderr
     assert "batches are padded: means is not a family of Transformers' own" in done.stdout
     assert "reload: scores of saved and trained model differ" in done.stdout
@@ -129,9 +130,9 @@ def test_training_and_scoring(means, tmp_path):
     means.rename(tmp_path / "moved")  # what was saved needs nothing of where it came from
     scored = ("rw_eval.py", "--model_name_or_path", out, "--data_path", data)
     report = ("--output_dir", tmp_path / "report")
-    done = run_command("python", *scored, *report, "--trust_remote_code")
+    done = run_program(*scored, *report, "--trust_remote_code")
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "report" / "scores.jsonl").read_text().splitlines()) == 24
-    done = run_command("python", *scored)
+    done = run_program(*scored)
     assert done.returncode == 2
     assert re.search(r"^error: .*out: .*--trust_remote_code", done.stderr, re.MULTILINE)

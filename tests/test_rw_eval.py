@@ -15,13 +15,12 @@ from tests.conftest import (
     ROOT,
     TEXTS,
     TOO_LONG,
-    free_port,
     make_pairs,
-    run_command,
     save_language_model,
     train_opt_tokenizer,
     write_jsonl,
 )
+from tests.forking import run_program
 from utils.benchmarks import layouts
 from utils.data.formats.layouts import find_reader
 from utils.evaluation import settings
@@ -125,11 +124,9 @@ def test_a_cut_run_goes_on(folder, tmp_path, evaluate, kept):
 
 # rw_eval.py that sends itself a signal once it has written lines, or once it loads the model.
 ENDS = """
-import os, runpy, sys
+import os
 from utils.evaluation.records import LineFile
 from utils.model import pretrained
-place, number = sys.argv[1], int(sys.argv[2])
-sys.argv[1:3] = []
 owner, name = (LineFile, "write") if place == "write" else (pretrained, "load_model")
 real = getattr(owner, name)
 def end(*args, **options):
@@ -137,7 +134,6 @@ def end(*args, **options):
     os.kill(os.getpid(), number)
     return result
 setattr(owner, name, end)
-runpy.run_path("rw_eval.py", run_name="__main__")
 """
 
 
@@ -145,14 +141,14 @@ def test_killed_or_stopped_and_resumed(folder, tmp_path):
     """While rows are scored; the same file in the end. Each signal comes in the first window."""
     path = write_jsonl(tmp_path / "many.jsonl", make_pairs(60) * 10)
     flags = ("--model_name_or_path", folder / "model", "--data_path", path, "--output_dir")
-    whole = run_command("python", "rw_eval.py", *flags, tmp_path / "whole")
+    whole = run_program("rw_eval.py", *flags, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     cut = tmp_path / "cut"
     scores = cut / "scores.jsonl"
 
     def end(place, number, *more):
-        command = ("python", "-c", ENDS, place, int(number), *flags, cut, *more)
-        return run_command(*command)
+        code = f"place, number = {place!r}, {int(number)}\n{ENDS}"
+        return run_program("rw_eval.py", *flags, cut, *more, code=code)
 
     # Before the first line nothing is there to go on with, nor to lose.
     done = end("load", signal.SIGTERM)
@@ -164,7 +160,7 @@ def test_killed_or_stopped_and_resumed(folder, tmp_path):
     done = end("write", signal.SIGKILL, "--overwrite_output_dir")
     assert done.returncode == -signal.SIGKILL
     assert scores.read_bytes().count(b"\n") == 512
-    done = run_command("python", "rw_eval.py", *flags, cut, "--resume")
+    done = run_program("rw_eval.py", *flags, cut, "--resume")
     assert done.returncode == 0, done.stderr
     assert scores.read_bytes() == (tmp_path / "whole" / "scores.jsonl").read_bytes()
     assert [line["index"] for line in read_lines(scores)] == list(range(600))
@@ -173,9 +169,9 @@ def test_killed_or_stopped_and_resumed(folder, tmp_path):
 def test_two_processes_write_what_one_does(folder, tmp_path, evaluate):
     data = ("--data_path", folder / "ranked.jsonl", "--output_dir")
     evaluate(*data, tmp_path / "one")
-    done = run_command(
-        *("deepspeed", "--num_gpus", 2, "--master_port", free_port(), "rw_eval.py"),
-        *("--model_name_or_path", folder / "model", *data, tmp_path / "two"),
+    done = run_program(
+        *("rw_eval.py", "--model_name_or_path", folder / "model", *data, tmp_path / "two"),
+        processes=2,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("20 rows, 20 scored") == 1

@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from transformers import set_seed
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, set_seed
 
 from tests.conftest import (
     BATCH,
@@ -18,6 +19,7 @@ from tests.conftest import (
     read_metrics,
     run_command,
 )
+from tests.forking import run_program
 from utils.model import pretrained
 
 STEPS = 10
@@ -26,7 +28,7 @@ STEPS = 10
 @pytest.fixture(scope="module")
 def plain_run(workspace):
     """`python main.py` in one process, stage 0."""
-    done = run_command("python", "main.py", *flags(workspace, "plain", 8, 1))
+    done = run_program("main.py", *flags(workspace, "plain", 8, 1))
     assert done.returncode == 0, done.stderr
     return workspace / "plain"
 
@@ -94,12 +96,11 @@ def test_one_process_is_a_plain_pytorch_loop(plain_run, oracle):
     check_losses(plain_run, oracle)
 
 
-DEEPSPEED = ("deepspeed", "--num_gpus", 2, "--master_port")
-TORCHRUN = ("torchrun", "--nproc_per_node", 2, "--master_port")
-OPTIONS = {
-    1: (DEEPSPEED, ()),
-    2: (DEEPSPEED, ("--batch_layout", "padded")),
-    3: (TORCHRUN, ("--gradient_checkpointing",)),
+# Each ZeRO stage with another option. Two of them are started by the real launchers.
+OPTIONS = {1: (), 2: ("--batch_layout", "padded"), 3: ("--gradient_checkpointing",)}
+LAUNCHERS = {
+    1: ("deepspeed", "--num_gpus", 2, "--master_port"),
+    3: ("torchrun", "--nproc_per_node", 2, "--master_port"),
 }
 
 
@@ -111,9 +112,12 @@ def stage(request):
 @pytest.fixture(scope="module")
 def run_of_two(workspace, stage):
     """Two processes in a ZeRO stage, which saved their training state after step 3."""
-    launcher, options = OPTIONS[stage]
-    words = (*flags(workspace, f"stage{stage}", 2, 2), "--zero_stage", stage, *options)
-    done = run_command(*launcher, free_port(), "main.py", *words, "--save_interval", 3)
+    words = (*flags(workspace, f"stage{stage}", 2, 2), "--zero_stage", stage, *OPTIONS[stage])
+    words += ("--save_interval", 3)
+    if stage in LAUNCHERS:
+        done = run_command(*LAUNCHERS[stage], free_port(), "main.py", *words)
+    else:
+        done = run_program("main.py", *words, processes=2)
     assert done.returncode == 0, done.stderr
     return workspace / f"stage{stage}"
 
@@ -138,15 +142,14 @@ def test_a_run_goes_on_with_another_number_of_processes(
     workspace, stage, run_of_two, plain_run, oracle
 ):
     """Two processes to step 3, one to step 6, two to the end: the losses of plain PyTorch."""
-    launcher, options = OPTIONS[stage]
-    options = ("--zero_stage", stage, *options, "--save_interval", 3)
+    options = ("--zero_stage", stage, *OPTIONS[stage], "--save_interval", 3)
     alone, again = f"stage{stage}-1", f"stage{stage}-1-2"
     saved = ("--resume_from_checkpoint", run_of_two / "checkpoints" / "step_3")
-    done = run_command("python", "main.py", *flags(workspace, alone, 4, 2), *options, *saved)
+    done = run_program("main.py", *flags(workspace, alone, 4, 2), *options, *saved)
     assert done.returncode == 0, done.stderr
     saved = ("--resume_from_checkpoint", workspace / alone / "checkpoints" / "step_6")
     words = (*flags(workspace, again, 2, 2), *options, *saved)
-    done = run_command(*launcher, free_port(), "main.py", *words)
+    done = run_program("main.py", *words, processes=2)
     assert done.returncode == 0, done.stderr
     for name in (alone, again):
         check_losses(workspace / name, oracle)
@@ -158,11 +161,10 @@ def test_micro_batches_by_tokens_do_not_depend_on_the_number_of_ranks(workspace)
     # a share of the learning rate; hence a lower one than in the other runs.
     budget = ("--max_tokens_per_micro_batch", 300, "--max_steps", 5, "--learning_rate", 1e-3)
     words = flags(workspace, "tokens1", 1, 6)
-    done = run_command("python", "main.py", *words, *budget)
+    done = run_program("main.py", *words, *budget)
     assert done.returncode == 0, done.stderr
     words = flags(workspace, "tokens2", 1, 3)
-    launcher = ("deepspeed", "--num_gpus", 2, "--master_port", free_port())
-    done = run_command(*launcher, "main.py", *words, *budget)
+    done = run_program("main.py", *words, *budget, processes=2)
     assert done.returncode == 0, done.stderr
     one, two = (load_weights(workspace / name) for name in ("tokens1", "tokens2"))
     start = load_weights(workspace / "model")
@@ -217,8 +219,8 @@ def test_output_folder_holds_what_the_readme_says(plain_run):
 
 def test_rw_eval_repeats_the_last_evaluation(workspace, plain_run):
     report = workspace / "report"
-    done = run_command(
-        *("python", "rw_eval.py", "--model_name_or_path", plain_run, "--batch_size", 3),
+    done = run_program(
+        *("rw_eval.py", "--model_name_or_path", plain_run, "--batch_size", 3),
         *("--data_path", workspace / "eval.jsonl", "--output_dir", report),
     )
     assert done.returncode == 0, done.stderr
@@ -232,37 +234,41 @@ def test_rw_eval_repeats_the_last_evaluation(workspace, plain_run):
 TRANSFORMERS_ALONE = """
 import json, sys
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-folder, data, batch_size, side = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=side)
+folder, data = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
 rows = [json.loads(line) for line in open(data)]
 texts = [
     row["prompt"] + ("" if a.startswith(" ") else " ") + a + tokenizer.eos_token
     for row in rows for a in row["responses"]
 ]
-scores = []
-for start in range(0, len(texts), int(batch_size)):
-    batch = tokenizer(texts[start : start + int(batch_size)], padding=True, return_tensors="pt")
-    scores += model(**batch).logits[:, 0].tolist()
+
+def score(batch_size, side):
+    scores = []
+    for start in range(0, len(texts), batch_size):
+        part = texts[start : start + batch_size]
+        batch = tokenizer(part, padding=True, padding_side=side, return_tensors="pt")
+        scores += model(**batch).logits[:, 0].tolist()
+    return scores
+
 assert not any(name.split(".")[0] in ("utils", "deepspeed") for name in sys.modules)
-print(json.dumps(scores))
+print(json.dumps([score(1, "right"), score(16, "right"), score(16, "left")]))
 """
 
 
 def check_with_transformers_alone(workspace, model, report):
     lines = (report / "scores.jsonl").read_text().splitlines()
     expected = [score for line in lines for score in json.loads(line)["scores"]]
-    for batch_size, side in ((1, "right"), (16, "right"), (16, "left")):
-        done = run_command(
-            *("python", "-c", TRANSFORMERS_ALONE, model, workspace / "eval.jsonl"),
-            *(batch_size, side),
-        )
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == pytest.approx(expected, abs=1e-5)
+    done = run_command("python", "-c", TRANSFORMERS_ALONE, model, workspace / "eval.jsonl")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) == 3
+    for scores in found:
+        assert scores == pytest.approx(expected, abs=1e-5)
 
 
 def test_rw_eval_scores_the_built_in_and_given_prompts(workspace, plain_run):
-    done = run_command("python", "rw_eval.py", "--model_name_or_path", plain_run)
+    done = run_program("rw_eval.py", "--model_name_or_path", plain_run)
     assert done.returncode == 0, done.stderr
     assert "Microsoft" in done.stdout
     assert "6 year old" in done.stdout
@@ -270,7 +276,7 @@ def test_rw_eval_scores_the_built_in_and_given_prompts(workspace, plain_run):
     row = json.loads((workspace / "eval.jsonl").read_text().splitlines()[0])
     answers = [word for response in row["responses"] for word in ("--response", response)]
     given = ("--model_name_or_path", plain_run, "--prompt", row["prompt"], *answers)
-    done = run_command("python", "rw_eval.py", *given)
+    done = run_program("rw_eval.py", *given)
     assert done.returncode == 0, done.stderr
     scores = json.loads((workspace / "report" / "scores.jsonl").read_text().splitlines()[0])
     for score in scores["scores"]:
@@ -287,7 +293,7 @@ LORA = (
 def lora_run(workspace):
     """One process, stage 2 with offload, LoRA."""
     extra = ("--zero_stage", 2, "--offload", "--monitor", "csv", "tensorboard")
-    done = run_command("python", "main.py", *flags(workspace, "lora", 8, 1), *LORA, *extra)
+    done = run_program("main.py", *flags(workspace, "lora", 8, 1), *LORA, *extra)
     assert done.returncode == 0, done.stderr
     return workspace / "lora"
 
@@ -312,23 +318,9 @@ def test_monitors_get_every_line(lora_run):
         ]
 
 
-PEFT_ALONE = """
-import json, sys
-import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
-base, merged, adapter = sys.argv[1:]
-load = AutoModelForSequenceClassification.from_pretrained
-ids = torch.arange(10, 50).view(4, 10)
-base = load(base, num_labels=1, dtype=torch.float32)
-models = [load(merged).eval(), PeftModel.from_pretrained(base, adapter).eval()]
-print(json.dumps([model(ids).logits[:, 0].tolist() for model in models]))
-"""
-
-
 def test_lora_in_stage_3_with_checkpointing(workspace, lora_run):
     words = (*flags(workspace, "lora3", 2, 2), *LORA, "--zero_stage", 3, "--gradient_checkpointing")
-    done = run_command(*DEEPSPEED, free_port(), "main.py", *words, "--save_adapter")
+    done = run_program("main.py", *words, "--save_adapter", processes=2)
     assert done.returncode == 0, done.stderr
     folder = workspace / "lora3"
     check_metrics(folder, lora_run)
@@ -338,22 +330,21 @@ def test_lora_in_stage_3_with_checkpointing(workspace, lora_run):
     assert f"{trained:,} of {total - adapter['base_model.model.score.weight'].numel():,} " in (
         done.stdout
     )
-    words = ("python", "-c", PEFT_ALONE, workspace / "model", folder, folder / "adapter")
-    scores = run_command(*words)
-    assert scores.returncode == 0, scores.stderr
-    merged, adapted = json.loads(scores.stdout)
-    assert merged == pytest.approx(adapted, abs=1e-5)
+
+    base = AutoModelForSequenceClassification.from_pretrained(
+        workspace / "model", num_labels=1, dtype=torch.float32
+    )
+    adapted = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    ids = torch.arange(10, 50).view(4, 10)
+    torch.testing.assert_close(
+        transformers_scores(folder), adapted(ids).logits, atol=1e-5, rtol=1e-5
+    )
 
 
-SAME_SCORES = """
-import sys
-import torch
-from transformers import AutoModelForSequenceClassification
-ids = torch.arange(10, 50).view(4, 10)
-load = AutoModelForSequenceClassification.from_pretrained
-scores = [load(folder).eval()(ids).logits for folder in sys.argv[1:]]
-assert max((s - scores[0]).abs().max() for s in scores) < 1e-6
-"""
+@torch.no_grad()
+def transformers_scores(folder):
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    return model(torch.arange(10, 50).view(4, 10)).logits
 
 
 def test_all_stages_save_the_same_model(workspace):
@@ -361,7 +352,7 @@ def test_all_stages_save_the_same_model(workspace):
     folders = [workspace / f"same{stage}" for stage in range(4)]
     for stage, folder in enumerate(folders):
         words = (*flags(workspace, folder.name, 8, 1), "--max_grad_norm", 0, "--max_steps", 4)
-        done = run_command("python", "main.py", *words, "--zero_stage", stage)
+        done = run_program("main.py", *words, "--zero_stage", stage)
         assert done.returncode == 0, done.stderr
     first = load_weights(folders[0])
     for folder in folders[1:]:
@@ -369,13 +360,13 @@ def test_all_stages_save_the_same_model(workspace):
         assert weights.keys() == first.keys()
         for name in first:
             torch.testing.assert_close(weights[name], first[name], atol=1e-6, rtol=0)
-    done = run_command("python", "-c", SAME_SCORES, *folders)
-    assert done.returncode == 0, done.stderr
+    scores = [transformers_scores(folder) for folder in folders]
+    assert max((other - scores[0]).abs().max() for other in scores) < 1e-6
 
 
 def test_memory_is_estimated_without_training(workspace):
     words = flags(workspace, "estimate", 8, 1)
-    done = run_command("python", "main.py", *words, "--estimate_memory")
+    done = run_program("main.py", *words, "--estimate_memory")
     assert done.returncode == 0, done.stderr
     total = sum(weight.numel() for weight in load_weights(workspace / "model").values())
     assert f"{total + 16:,} parameters" in done.stdout  # and the head
@@ -385,8 +376,8 @@ def test_memory_is_estimated_without_training(workspace):
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_old_model(workspace, plain_run):
     before = (plain_run / "model.safetensors").read_bytes()
     words = flags(workspace, "plain", 8, 1)
-    done = run_command(
-        *("python", "main.py", *words, "--overwrite_output_dir"),
+    done = run_program(
+        *("main.py", *words, "--overwrite_output_dir"),
         *("--learning_rate", "1e30", "--max_grad_norm", 0, "--lr_scheduler_type", "constant"),
     )
     assert done.returncode == 1
