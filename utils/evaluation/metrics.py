@@ -134,11 +134,7 @@ class Tallies:
         self.parts: list[ScoreTables] = []
 
     def add(self, records: Sequence[dict]) -> None:
-        """Count more lines of scores.jsonl (records.make_record); `dropped` ones are left out.
-
-        Raises:
-            InputError: a score is not finite.
-        """
+        """Count more lines of scores.jsonl (records.make_record); `dropped` ones are left out."""
         if scored := [record for record in records if "dropped" not in record]:
             self.parts += map(read_tables, portions(scored))
 

@@ -18,6 +18,7 @@ from utils.output.tables import (
     markdown_code,
     markdown_report,
     number_text,
+    percent_text,
     print_table,
 )
 
@@ -211,7 +212,7 @@ def _suspicions(metrics: dict) -> Iterator[tuple[str, str]]:
 
     if metrics["ties"] > 0.05 * pairs:
         text = "More than 5 % of the pairs have equal scores; --dtype fp32 tells more apart"
-        yield text, f"{100 * metrics['ties'] / pairs:.1f} %"
+        yield text, percent_text(metrics["ties"] / pairs)
 
     temperature = metrics["temperature"]
     if temperature is not None and not 0.5 <= temperature <= 2:

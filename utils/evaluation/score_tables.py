@@ -8,8 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from utils.settings import InputError
-
 # Ordered pairs of answers, K * K a comparison, that are looked at together: it bounds the memory.
 PAIRS_AT_ONCE = 2**18
 
@@ -63,13 +61,9 @@ def read_tables(records: Sequence[dict]) -> ScoreTables:
 
     Args:
         records: lines of scores.jsonl (records.make_record), none of them `dropped`.
-
-    Raises:
-        InputError: a score is not finite.
     """
     answers = read_answers(records)
     comparison, score = answers.comparison.to_numpy(), answers.score.to_numpy()
-    _check_finite(records, comparison, score)
     length = _flatten(record["lengths"] for record in records)
     votes = _flatten(record.get("votes", [None] * len(record["ranks"])) for record in records)
 
@@ -126,11 +120,15 @@ def read_answers(records: Sequence[dict]) -> pd.DataFrame:
 
 
 def answer_pairs(answers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Each answer beside each of its comparison, itself too: two rows of `read_answers`, int64."""
+    """Each answer beside each of its comparison, itself too: two rows of `read_answers`, int64.
+
+    comparison  0 0 1 1 1        first   0 0 1 1  2 2 2 3 3 3 4 4 4
+    row         0 1 2 3 4        second  0 1 0 1  2 3 4 2 3 4 2 3 4
+    """
     comparison, place = answers.comparison.to_numpy(), answers.place.to_numpy()
     rows = np.arange(len(answers))
     partners = np.bincount(comparison)[comparison] if len(answers) else rows
-    # The rows that the comparison of each answer has, one after the other.
+
     first = rows.repeat(partners)
     number = np.arange(len(first)) - (np.cumsum(partners) - partners)[first]
     return first, (rows - place)[first] + number
@@ -145,18 +143,6 @@ def is_pair(answers: pd.DataFrame, better: np.ndarray, worse: np.ndarray) -> np.
 def _flatten(lists: Iterable[Sequence]) -> np.ndarray:
     """float64: all values of lists, one after the other; NaN for None."""
     return np.array(list(chain.from_iterable(lists)), dtype=np.float64)
-
-
-def _check_finite(records: Sequence[dict], comparison: np.ndarray, score: np.ndarray) -> None:
-    for place in np.flatnonzero(~np.isfinite(score)):
-        record = records[comparison[place]]
-        answer = place - np.searchsorted(comparison, comparison[place])
-        if (value := record["scores"][answer]) is not None:
-            raise InputError(
-                f"row {record['index']} of {record['source']}: the score of answer {answer + 1} is "
-                f"{value}; expected a finite number: give --dtype fp32, or check the weights in "
-                "--model_name_or_path"
-            )
 
 
 def _ranking(answers: pd.DataFrame, first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
