@@ -16,7 +16,8 @@
 # when they are first used, and refuses an nvcc of another CUDA than torch's.
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04
 
-# libaio-dev is for states in files (device nvme in --deepspeed_config); git, for the commit that training_args.json names.
+# libaio-dev is for states in files (device nvme in --deepspeed_config); git, for the commit that
+# training_args.json names.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         build-essential git libaio-dev python3 python3-dev python3-venv \

@@ -1,13 +1,11 @@
-"""What checks a commit: the commands of CONTRIBUTING.md, hooks, workflow, image."""
+"""CONTRIBUTING.md: what its recipes name is there; and what checks a commit."""
 
-import os
 import re
 import subprocess
-import sys
 from fnmatch import fnmatch
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.conftest import ROOT, TOO_LONG
@@ -18,22 +16,29 @@ RUN = (ROOT / "tests" / "run.sh").read_text(encoding="utf-8")
 CHECKS = re.search(r'^cd "\$ROOT"\n(.*?)^#', RUN, re.DOTALL | re.MULTILINE)[1].splitlines()
 
 
-def run(command: list, folder: Path, **options) -> subprocess.CompletedProcess:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    options |= {"cwd": folder, "env": environment, "text": True, "timeout": TOO_LONG}
-    done = subprocess.run(command, capture_output=True, **options)
+def run_block(block: str) -> str:
+    """What a piece of shell prints in the folder of the project."""
+    command = ["bash", "-euo", "pipefail", "-c", block]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TOO_LONG)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def run_block(block: str, folder: Path) -> str:
-    return run(["bash", "-euo", "pipefail", "-c", block], folder).stdout
+    return done.stdout
 
 
 def test_the_single_test_is_there():
-    ((file, name),) = re.findall(r"^python -m pytest (\S+) -k (\S+)$", TEXT, re.MULTILINE)
+    ((file, name),) = re.findall(r"^python -m pytest (\S+) -k (\w+)$", TEXT, re.MULTILINE)
     assert re.search(rf"^def test_\w*{name}", (ROOT / file).read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("recipe", ["A data format", "A loss", "A model family"])
+def test_names_of_a_recipe_are_there(recipe):
+    """Names in capitals and functions stand in a file that the recipe names."""
+    text = re.split(r"^### (.+)\n", TEXT, flags=re.MULTILINE)
+    text = dict(zip(text[1::2], text[2::2], strict=True))[recipe]
+    files = re.findall(r"`((?:utils|tests)/[\w/]+\.py)`", text)
+    code = "".join((ROOT / file).read_text(encoding="utf-8") for file in files)
+    assert any(file.startswith("tests/") for file in files)
+    for name in re.findall(r"`([A-Z]{4,}|[a-z]+_[a-z]+)`", text):
+        assert re.search(rf"\b{name}\b", code), name
 
 
 def requirements(name: str) -> set[str]:
@@ -72,7 +77,7 @@ def test_workflow_runs_the_command_of_the_readme():
     torch, rest = commands[:-1]
     assert rest == "pip install -r requirements-dev.txt"
     pin = re.search(r"\$\(.*\)", torch)[0]
-    assert re.fullmatch(r"torch==[\d.]+\n", run_block(pin.strip("$()"), ROOT))
+    assert re.fullmatch(r"torch==[\d.]+\n", run_block(pin.strip("$()")))
     oldest = re.search(r'requires-python = ">=(.*)"', (ROOT / "pyproject.toml").read_text())[1]
     assert job["strategy"]["matrix"]["python"][0] == oldest
 

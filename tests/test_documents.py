@@ -1,4 +1,4 @@
-"""What the documents say, done: commands of README and docs run; flags, files, links exist."""
+"""What the documents say, done: the commands of README and docs run; flags, files, links exist."""
 
 import os
 import re
@@ -22,22 +22,23 @@ from tests.conftest import (
 from utils.evaluation.settings import parse_evaluation_arguments
 from utils.training.settings import parse_training_arguments
 
-DOCUMENTS = [
-    path for folder in (".", "docs", "benchmarks") for path in sorted((ROOT / folder).glob("*.md"))
-]
-# In the order in which they are read: later commands use what earlier ones wrote.
-PAGES = ("data", "training", "evaluation", "scaling", "results", "coming-from", "troubleshooting")
-TEXTS = {
-    path: path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in PAGES))
+# In this order their commands run, since later ones use what earlier ones wrote.
+NAMES = ["README", "data", "training", "evaluation", "scaling", "results", "coming-from"]
+NAMES = [*NAMES, "troubleshooting"]
+PAGES = {
+    page: (ROOT / ("docs" if page != "README" else "") / f"{page}.md").read_text(encoding="utf-8")
+    for page in NAMES
 }
+DOCUMENTS = [
+    path for folder in (ROOT, ROOT / "docs", ROOT / "benchmarks") for path in folder.glob("*.md")
+]
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```",
     re.DOTALL | re.MULTILINE,
 )
-BLOCKS = [(path, block) for path, text in TEXTS.items() for block in BLOCK.finditer(text)]
+BLOCKS = [(page, block) for page, text in PAGES.items() for block in BLOCK.finditer(text)]
 NOT_RUN = [block for _, block in BLOCKS if block["reason"]]
-RUN = [(path, block) for path, block in BLOCKS if not block["reason"]]
+RUN = [(page, block) for page, block in BLOCKS if not block["reason"]]
 # Of the launchers and tools that the documents name.
 OTHER_PROGRAMS = {
     *(
@@ -65,8 +66,8 @@ OTHER_TRAINERS = ("TRL", "`openrlhf")  # how headers of tables of their flags be
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """The project, tiny models under the hub names of the README, and data under its file names."""
-    folder = tmp_path_factory.mktemp("readme")
+    """The project, tiny models under the hub names of the pages, and data under its file names."""
+    folder = tmp_path_factory.mktemp("documents")
     for name in ("main.py", "rw_eval.py", "utils", "training_scripts", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "facebook").mkdir()
@@ -107,7 +108,7 @@ def workspace(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(workspace):
-    """For commands of the README: offline, on one thread, with ports of their own."""
+    """For commands of the pages: offline, on one thread, with ports of their own."""
     ports = workspace / "bin"
     ports.mkdir()
     python = Path(sys.executable).parent
@@ -126,42 +127,37 @@ def environment(workspace):
 
 
 def title(value):
-    if isinstance(value, Path):
-        return value.stem
-    line = value.string.count("\n", 0, value.start("text")) + 1
-    return f"line{line}-{value['language']}"
+    if isinstance(value, str):
+        return value
+    return f"line{value.string.count(chr(10), 0, value.start('text')) + 1}-{value['language']}"
 
 
 @pytest.mark.parametrize(("page", "block"), RUN, ids=title)
-def test_block_runs(workspace, environment, page, block):
+def test_block_of_a_page_runs(workspace, environment, page, block):
     """In their order, since later ones use what earlier ones wrote."""
     text = block["text"]
+
     if block["language"] == "yaml":
         name = re.match(r"# (\S+\.yaml)\n", text).group(1)
         (workspace / name).write_text(text)
         return
+
     if block["language"] == "python":
-        same = [b for path, b in RUN if path == page and b["language"] == "python"]
-        before = [b["text"] for b in same if b.end() < block.start()]
-        command = [sys.executable, "-c", "".join([*before, text])]
+        command = [sys.executable, "-c", text]
     else:
         assert block["language"] == "bash"
         command = ["bash", "-euo", "pipefail", "-c", text]
     done = subprocess.run(
         command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=TOO_LONG
     )
+
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     if "expected_time.py" in text:
-        assert done.stdout in TEXTS[page]
-
-
-def test_the_readme_is_one_page():
-    assert len(TEXTS[ROOT / "README.md"].splitlines()) <= 220
-    assert {path.stem for path in (ROOT / "docs").glob("*.md")} == {*PAGES}
+        assert done.stdout in PAGES[page]
 
 
 def test_what_is_not_run_says_what_stands_in_for_it():
-    assert len(NOT_RUN) < len(RUN) / 2
+    assert len(NOT_RUN) < len(RUN)
     for block in NOT_RUN:
         assert re.search(r"needs|takes|runs in", block["reason"]), block["reason"]
         for path in re.findall(r"tests/[\w/.]+", block["reason"]):
@@ -174,11 +170,15 @@ def test_the_command_line_of_deepspeed_chat_is_whole():
     assert len(flags | {"--local_rank"}) == 33
 
 
+def program_flags() -> set[str]:
+    """Every flag of main.py and rw_eval.py."""
+    parsers = (parse_training_arguments, parse_evaluation_arguments)
+    return {f"--{name}" for parse in parsers for name in vars(parse(["--model_name_or_path", "m"]))}
+
+
 def own_flags() -> set[str]:
     """Every flag of the programs of this project."""
-    flags = set()
-    for parse in (parse_training_arguments, parse_evaluation_arguments):
-        flags |= {f"--{name}" for name in vars(parse(["--model_name_or_path", "m"]))}
+    flags = program_flags()
     for program in (ROOT / "benchmarks").glob("*.py"):
         flags |= set(re.findall(r'"(--\w+)"', program.read_text()))
     return flags | {"--config", "--disable_dropout"}
@@ -219,6 +219,20 @@ def test_links_lead_somewhere(document):
             headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
             assert anchor in slugs, target
+
+
+def test_each_flag_stands_on_a_page():
+    text = without_other_trainers("\n".join(PAGES.values()))
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text))
+    assert not program_flags() - named - {"--local_rank"}
+
+
+def test_the_readme_is_short_and_leads_to_each_page():
+    readme = PAGES["README"]
+    assert len(readme.splitlines()) <= 220
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
+    assert pages == PAGES.keys() - {"README"}
+    assert all(f"(docs/{page}.md)" in readme for page in pages)
 
 
 @pytest.mark.parametrize("program", ["main.py", "rw_eval.py"])
