@@ -27,8 +27,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from utils import distributed
-from utils.audit.report import print_audit, write_audit
-from utils.data.audit import audit_sides
+from utils.audit.audit import audit
 from utils.data.batching import make_collator
 from utils.data.rendering.templates import fix_date
 from utils.data.sides import Sides, load_sides
@@ -170,17 +169,19 @@ def look_at_data(
     """Print what the data are like; with --audit_data write it; with --strict end if it is bad."""
     serious = False
     if distributed.is_main():
-        audit = audit_sides(sides.train, sides.evaluation, args.tie_threshold > 0)
-        seconds, figures = None, audit.total("training")
-        if args.audit_data and figures.trained:
-            amount = figures.packed, figures.trained, figures.mean_length
-            seconds = estimate_seconds(args, config, device, *amount, distributed.world_size())
-        findings = print_audit(audit, seconds)
-        serious = any(finding.serious for finding in findings)
-        if args.audit_data:
-            settings = {name: getattr(args, name) for name in AUDITED}
-            folder = Path(args.output_dir) / "audit"
-            write_audit(folder, audit, settings, seconds)
+        folder = Path(args.output_dir) / "audit" if args.audit_data else None
+        estimate = partial(
+            estimate_seconds, args, config, device, world_size=distributed.world_size()
+        )
+        serious = audit(
+            sides.train,
+            sides.evaluation,
+            {name: getattr(args, name) for name in AUDITED},
+            ties=args.tie_threshold > 0,
+            folder=folder,
+            estimate=estimate if folder else None,
+        )
+        if folder:
             distributed.log(f"audit.md, rows.jsonl with every bad row and pictures are in {folder}")
     if args.strict and distributed.from_main(serious):
         distributed.log("ended by --strict: something serious was found in the data (marked !!)")

@@ -7,9 +7,10 @@ import pytest
 from scipy.stats import binomtest
 
 from tests.data.auditing import make_part, make_row, malformed
-from utils.data import audit, columns
-from utils.data.audit import audit_sides, comparison_keys, first_of_each
-from utils.data.figures import GAPS, Histogram
+from utils.audit.findings import leaked_prompts
+from utils.audit.results import LENGTH_GAPS, audit_results
+from utils.audit.rows import CONTRADICTION, CUT, DUPLICATE, LEAK, REPEATS, read_data
+from utils.data.keys import comparison_keys, is_first
 from utils.data.tokenization import text_key
 
 REASONS = ["tied", "empty answer", "identical answers", "identical after truncation"]
@@ -76,23 +77,30 @@ def slow_identity(row):
     return row["prompt"], tuple(sorted((order.index(rank), text) for rank, text in ranked))
 
 
-def slow_duplicates(parts):
+def slow_repeats(parts, dropped):
+    return {
+        DUPLICATE: slow_duplicates(parts, dropped),
+        CONTRADICTION: slow_contradictions(parts, dropped),
+    }
+
+
+def slow_duplicates(parts, dropped):
     firsts, found = {}, []
-    for label, number, row in taken_rows(parts, dropped=True):
+    for label, number, row in taken_rows(parts, dropped):
         first = firsts.setdefault(slow_identity(row), (label, number))
         if first != (label, number):
-            found.append((label, number, *first))
+            found.append(((label, number), first))
     return found
 
 
-def slow_contradictions(parts):
-    rows, found = list(taken_rows(parts, dropped=True)), []
+def slow_contradictions(parts, dropped):
+    rows, found = list(taken_rows(parts, dropped)), []
     pairs = [set(slow_pairs(row, range(len(row["texts"])))) for *_, row in rows]
     for (label, number, row), own in zip(rows, pairs, strict=True):
         opposite = {(worse, better) for better, worse in own}
         for (other_label, other_number, other), others in zip(rows, pairs, strict=True):
             if other["prompt"] == row["prompt"] and opposite & others:
-                found.append((label, number, other_label, other_number))
+                found.append(((label, number), (other_label, other_number)))
                 break
     return found
 
@@ -106,40 +114,43 @@ def slow_leaks(train, evaluation):
     return found
 
 
-def named(matches):
-    return [
-        (matches.paths[path], row, matches.other_paths[other_path], other)
-        for path, row, other_path, other in zip(
-            matches.path, matches.row, matches.other_path, matches.other_row, strict=True
-        )
-    ]
+def named(data, defect, side):
+    """(path, row, other path, other row) of what repeats on a side."""
+    before, after = REPEATS[defect].format(other="row {}").split("row {}")
+    found = data.defects[data.defects["defect"] == defect]
+    rows = data.rows.loc[found["comparison"]]
+    for part, row, detail in zip(rows["part"], rows["row"], found["detail"], strict=True):
+        own_side, path = data.parts[part]
+        detail = detail.removesuffix("; left out").removeprefix(before + "row ")
+        other, _, other_path = detail.removesuffix(after).partition(" of ")
+        if own_side == side:
+            yield path, row, other_path, int(other)
 
 
-@pytest.mark.parametrize("most_pairs", [1, 40, 2**20])
+def repeats_of(data, defect, side="training"):
+    return list(named(data, defect, side))
+
+
 @pytest.mark.parametrize("seed", range(8))
-def test_repeats_are_those_of_slow_loops(monkeypatch, seed, most_pairs):
-    for module in (audit, columns):
-        monkeypatch.setattr(module, "MOST_PAIRS", most_pairs)
+def test_repeats_are_those_of_slow_loops(seed):
     train = random_parts(seed, ["a", "b", "c"][: 1 + seed % 3])
     evaluation = random_parts(100 + seed, ["d", "e"][: seed % 3], prompts=8)
-    found = audit_sides(train, evaluation)
-    repeats = found.repeats
-    for name, parts in (("training", train), ("evaluation", evaluation)):
-        assert named(repeats.duplicates[name]) == slow_duplicates(parts)
-        assert named(repeats.contradictions[name]) == slow_contradictions(parts)
+    data = read_data(train, evaluation)
+    for side, parts in (("training", train), ("evaluation", evaluation)):
+        # What trains repeats what trains; what is left out may repeat anything.
+        both = slow_repeats(parts, dropped=False), slow_repeats(parts, dropped=True)
+        for defect in (DUPLICATE, CONTRADICTION):
+            left, every = (dict(rows[defect]) for rows in both)
+            expected = {**every, **left}
+            found = repeats_of(data, defect, side)
+            assert {one[:2]: one[2:] for one in found} == expected
+            assert len(found) == len(expected)
     leaks = slow_leaks(train, evaluation)
-    assert named(repeats.leaks) == leaks
-    left = [
-        row
-        for label, number, row in taken_rows(evaluation)
-        if (label, number) not in {leak[:2] for leak in leaks}
-    ]
-    assert found.total("evaluation").pairs == sum(len(slow_pairs(row)) for row in left)
+    assert repeats_of(data, LEAK, "evaluation") == leaks
     prompts = [{row["prompt"] for *_, row in taken_rows(side)} for side in (train, evaluation)]
-    assert len(repeats.leaked_prompts) == len(prompts[0] & prompts[1])
+    assert leaked_prompts(data) == len(prompts[0] & prompts[1])
     if seed == 2:  # the random rows do have what is looked for
-        assert named(repeats.duplicates["training"])
-        assert named(repeats.contradictions["training"]) and leaks
+        assert repeats_of(data, DUPLICATE) and repeats_of(data, CONTRADICTION) and leaks
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -149,34 +160,35 @@ def test_nothing_is_invented_in_clean_rows(seed):
         for row in part.rows:
             row["prompt_key"] = text_key(f"{number} {row['prompt']}")
     parts = [make_part(part.rows, part.label) for part in train]
-    repeats = audit_sides(parts, []).repeats
-    assert named(repeats.duplicates["training"]) == []
-    assert named(repeats.contradictions["training"]) == []
-    assert named(repeats.leaks) == [] and len(repeats.leaked_prompts) == 0
+    data = read_data(parts, [])
+    assert not repeats_of(data, DUPLICATE) and not repeats_of(data, CONTRADICTION)
+    assert not repeats_of(data, LEAK, "evaluation") and leaked_prompts(data) == 0
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_figures_are_those_of_slow_loops(monkeypatch, seed):
-    monkeypatch.setattr(columns, "MOST_PAIRS", 30)
+def test_results_are_those_of_slow_loops(seed):
     train = random_parts(seed, ["a", "b"])
-    sources = audit_sides(train, []).sources["training"]
-    for part, source in zip(train, sources, strict=True):
-        results, rows = source.figures.results(), [row for *_, row in taken_rows([part])]
+    data = read_data(train, [])
+    for number, (part, results) in enumerate(zip(train, audit_results(data), strict=False)):
+        rows = [row for *_, row in taken_rows([part])]
+        own = data.defects[data.rows.loc[data.defects["comparison"], "part"].to_numpy() == number]
+        places = data.rows.loc[own["comparison"], "row"].to_numpy()
         numbers = [number + 1 for number in part.table.data["index"].to_pylist()]
         reasons = Counter(row["dropped"] for row in part.rows)
         del reasons[""]
         assert results["rows"] == len(part.rows) and results["comparisons"] == len(rows)
         assert results["dropped"] == reasons
         for reason in reasons:
-            own = [row["dropped"] == reason for row in part.rows]
-            found = np.array(numbers)[own].tolist()
-            assert source.dropped_rows[reason].tolist() == found
-        assert source.problems["malformed"] == ["no answers"] * reasons["malformed"]
+            is_dropped = [row["dropped"] == reason for row in part.rows]
+            expected = np.array(numbers)[is_dropped].tolist()
+            assert places[own["defect"] == reason].tolist() == expected
+            details = set(own["detail"][own["defect"] == reason])
+            assert details == {"no answers" if reason == "malformed" else "left out"}
         assert results["sources"] == Counter(row["source"] for row in part.rows)
         cut = [row["cut"] for row in part.rows if row["cut"]]
         assert results["cut"] == {"rows": len(cut), "tokens": slow_spread(cut)}
         is_cut = [n for n, row in zip(numbers, part.rows, strict=True) if row["cut"]]
-        assert source.cut_rows.tolist() == is_cut
+        assert places[own["defect"] == CUT].tolist() == is_cut
         pairs = [pair for row in rows for pair in slow_pairs(row)]
         assert results["pairs"] == len(pairs)
         sequences = [row["prompt_tokens"] + n for row in rows for n in row["answer_tokens"]]
@@ -211,7 +223,7 @@ def test_how_often_the_longer_answer_is_better(seed):
     for row in rows:  # lengths that are often equal, and go far beyond the last bin
         row["answer_tokens"] = (generator.integers(1, 6, len(row["answers"])) ** 4).tolist()
     part = make_part(rows)
-    result = audit_sides([part], []).sources["training"][0].figures.results()["longer_better"]
+    result = audit_results(read_data([part], []))[0]["longer_better"]
     gaps, unequal = [], 0
     for *_, row in taken_rows([part]):
         tokens = dict(zip(row["answers"], row["answer_tokens"], strict=True))
@@ -227,7 +239,7 @@ def test_how_often_the_longer_answer_is_better(seed):
     assert result["pairs"] == len(gaps) and result["share"] == share
     low, high = binomtest(round(share * unequal), unequal).proportion_ci(method="wilson")
     assert (result["low"], result["high"]) == (min(low, share), max(high, share))
-    edges = [0, *GAPS, np.inf]
+    edges = LENGTH_GAPS
     expected = []
     for low, high in zip(edges, edges[1:], strict=False):
         inside = [gap for gap in gaps if low < abs(gap) <= high]
@@ -237,13 +249,11 @@ def test_how_often_the_longer_answer_is_better(seed):
     assert found == expected
 
 
-def test_merged_figures_are_those_of_all_rows():
+def test_results_of_a_side_are_those_of_all_rows():
     train = random_parts(3, ["a", "b"])
-    first, second = (one.figures for one in audit_sides(train, []).sources["training"])
     rows = [row for part in train for row in part.rows]
-    whole = audit_sides([make_part(rows)], []).sources["training"][0].figures
-    first.merge(second)
-    assert first.results() == whole.results()
+    total, whole = (audit_results(read_data(parts, []))[-1] for parts in (train, [make_part(rows)]))
+    assert total | {"path": ""} == whole | {"path": ""}
 
 
 def test_a_held_out_part_counts_no_dropped_rows_twice():
@@ -253,8 +263,7 @@ def test_a_held_out_part_counts_no_dropped_rows_twice():
         **vars(part) | {"label": "held out", "taken": ~part.taken, "held_out": True}
     )
     held_out.taken[4:] = False
-    sources = audit_sides([part], [held_out]).sources
-    train, evaluation = (sources[side][0].figures.results() for side in sources)
+    train, evaluation = audit_results(read_data([part], [held_out]))
     assert (train["rows"], train["dropped"]) == (6, {"malformed": 1, "tied": 1})
     assert (evaluation["rows"], evaluation["comparisons"], evaluation["dropped"]) == (2, 2, {})
     assert evaluation["pairs"] == 2
@@ -263,7 +272,7 @@ def test_a_held_out_part_counts_no_dropped_rows_twice():
 def test_ties_that_train_are_not_dropped():
     rows = [make_row(), make_row("q", ranks=(0, 0), dropped="tied")]
     part = make_part(rows, taken=[True, True])
-    results = audit_sides([part], [], ties=True).sources["training"][0].figures.results()
+    results = audit_results(read_data([part], [], ties=True))[0]
     assert (results["comparisons"], results["dropped"], results["pairs"]) == (2, {}, 1)
 
 
@@ -273,26 +282,24 @@ def test_ties_that_train_are_not_dropped():
     ids=["empty", "all malformed", "one row", "one dropped"],
 )
 def test_degenerate_sources(rows):
-    found = audit_sides([make_part(rows)], [make_part(rows, "e.jsonl")])
+    data = read_data([make_part(rows)], [make_part(rows, "e.jsonl")])
     usable = sum(row["dropped"] == "" for row in rows)
-    for side in found.sources.values():
-        results = side[0].figures.results()
+    for results in audit_results(data):
         assert (results["rows"], results["comparisons"]) == (len(rows), usable)
         assert results["longer_better"]["share"] is None  # "a" is as long as "b"
-    assert found.total("training").pairs == usable
-    assert len(found.repeats.leaks.row) == usable
-    assert found.total("evaluation").pairs == 0
+        assert results["pairs"] == usable
+    assert len(repeats_of(data, LEAK, "evaluation")) == usable
 
 
 def test_no_sources():
-    found = audit_sides([], [])
-    assert named(found.repeats.leaks) == [] and found.total("evaluation").pairs == 0
+    data = read_data([], [])
+    assert len(data.defects) == 0 and audit_results(data) == []
 
 
 def test_a_comparison_may_contradict_itself():
     row = make_row("p", ("a", "b", "a"), (0, 1, 2))
-    repeats = audit_sides([make_part([make_row("q"), row])], []).repeats
-    assert named(repeats.contradictions["training"]) == [("a.jsonl", 2, "a.jsonl", 2)]
+    data = read_data([make_part([make_row("q"), row])], [])
+    assert repeats_of(data, CONTRADICTION) == [("a.jsonl", 2, "a.jsonl", 2)]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -320,22 +327,11 @@ def test_comparison_keys_know_ranks_and_not_their_numbers_or_order():
     assert len(set(keys.tolist())) == 5
 
 
-def test_first_of_each():
-    assert first_of_each(np.array([], dtype=np.int64)).tolist() == []
+def test_is_first():
+    assert is_first(np.array([], dtype=np.int64)).tolist() == []
     generator = np.random.default_rng(0)
     for kind in (np.int64, np.uint64):
         keys = generator.integers(0, 5, 40).astype(kind) + np.iinfo(kind).max - kind(9)
         seen: set = set()
         expected = [not (key in seen or seen.add(key)) for key in keys.tolist()]
-        assert first_of_each(keys).tolist() == expected
-
-
-@pytest.mark.parametrize("values", [[0], [5, 5], [0, 1], range(100), [3, 10_000_000]])
-def test_histogram(values):
-    histogram = Histogram()
-    for value in values:
-        histogram.add(np.array([value]))
-    assert histogram.results() == slow_spread(list(values))
-    for percent in (0, 1, 33.3, 99.5, 100):
-        expected = np.percentile(list(values), percent, method="inverted_cdf")
-        assert histogram.percentile(percent) == expected
+        assert is_first(keys).tolist() == expected

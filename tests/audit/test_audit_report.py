@@ -9,9 +9,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.data.auditing import make_part, make_row, malformed
+from utils.audit import audit as audit_module
 from utils.audit.findings import find_findings
-from utils.audit.report import audit_results, print_audit, write_audit
-from utils.data.audit import audit_sides
+from utils.audit.report import write_report
+from utils.audit.results import audit_results, lengths_of
+from utils.audit.rows import read_data
 from utils.data.sides import Part, Sides
 from utils.data.training_data import remove_repeats
 
@@ -53,7 +55,17 @@ def planted():
         ("e.jsonl", 12, "prompt on both sides"),
     }
     parts = [make_part(train, "a.jsonl", chunks=3), make_part(more, "b.jsonl")]
-    return audit_sides(parts, [make_part(evaluation, "e.jsonl")]), expected
+    return read_data(parts, [make_part(evaluation, "e.jsonl")]), expected
+
+
+def findings_of(data):
+    return find_findings(data, audit_results(data))
+
+
+def write_audit(folder, data, seconds=None):
+    results = audit_results(data)
+    findings = find_findings(data, results)
+    write_report(folder, data, results, findings, settings=SETTINGS, seconds=seconds)
 
 
 def kinds(findings):
@@ -66,7 +78,7 @@ def read_rows(folder):
 
 def test_every_planted_defect_is_found_and_none_is_invented(tmp_path):
     audit, expected = planted()
-    write_audit(tmp_path, audit, SETTINGS)
+    write_audit(tmp_path, audit)
     rows = read_rows(tmp_path)
     found = [(row["path"], row["row"], row["defect"]) for row in rows]
     assert len(found) == len(set(found)) and set(found) == expected
@@ -80,7 +92,7 @@ def test_every_planted_defect_is_found_and_none_is_invented(tmp_path):
 
 
 def test_findings_of_the_planted_defects():
-    findings = find_findings(planted()[0])
+    findings = findings_of(planted()[0])
     assert kinds(findings) == [
         ("malformed", True),
         ("contradictory labels", True),
@@ -115,14 +127,14 @@ def test_what_is_removed_is_shown_but_not_serious(tmp_path, mode, serious):
     for part in parts:
         part.remove = partial(Part.remove, part)
     remove_repeats(SimpleNamespace(deduplicate=mode), Sides([parts[0]], [parts[1]]))
-    audit = audit_sides([parts[0]], [parts[1]])
-    findings = find_findings(audit)
+    audit = read_data([parts[0]], [parts[1]])
+    findings = findings_of(audit)
     assert [one.kind for one in findings if one.serious] == serious
     shown = {one.kind: one for one in findings if not one.serious}
     assert shown["prompts on both sides"].rows == [("e.jsonl", 12)]
     assert ("a.jsonl", 52) in shown["exact duplicates"].rows
     assert "left out" in shown["exact duplicates"].sentence
-    write_audit(tmp_path, audit, SETTINGS)
+    write_audit(tmp_path, audit)
     details = {(row["row"], row["defect"]): row["detail"] for row in read_rows(tmp_path)}
     end = "" if mode == "off" else "; left out"
     assert details[31, "exact duplicate"] == f"repeats row 21 of a.jsonl{end}"
@@ -130,14 +142,17 @@ def test_what_is_removed_is_shown_but_not_serious(tmp_path, mode, serious):
     assert details[12, "prompt on both sides"] == "row 4 of a.jsonl trains its prompt; left out"
     assert details[41, "contradictory labels"].endswith("left out") == (mode == "prompt")
     # Tokens to train are those of what is left.
-    assert audit.total("training").trained == {"off": 58, "exact": 57, "prompt": 56}[mode]
+    assert (
+        audit.rows["taken"][audit.rows["training"]].sum()
+        == {"off": 58, "exact": 57, "prompt": 56}[mode]
+    )
 
 
 def test_clean_rows_have_no_findings(tmp_path):
     parts = [make_part(clean_rows(400))], [make_part(clean_rows(300, "e"))]
-    audit = audit_sides(*parts)
-    assert find_findings(audit) == []
-    write_audit(tmp_path, audit, SETTINGS)
+    audit = read_data(*parts)
+    assert findings_of(audit) == []
+    write_audit(tmp_path, audit)
     assert read_rows(tmp_path) == []
     assert "Nothing crossed a threshold." in (tmp_path / "audit.md").read_text()
 
@@ -146,7 +161,7 @@ def with_rows(number, **changes):
     """An audit of 100 rows, so many of them changed, and enough to evaluate."""
     rows = clean_rows(100)
     rows[:number] = [row | changes for row in rows[:number]]
-    return audit_sides([make_part(rows)], [make_part(clean_rows(300, "e"))])
+    return read_data([make_part(rows)], [make_part(clean_rows(300, "e"))])
 
 
 @pytest.mark.parametrize(
@@ -160,8 +175,8 @@ def with_rows(number, **changes):
     ],
 )
 def test_thresholds_of_shares(kind, serious, limit, changes):
-    assert kinds(find_findings(with_rows(limit, **changes))) == []
-    (finding,) = find_findings(with_rows(limit + 1, **changes))
+    assert kinds(findings_of(with_rows(limit, **changes))) == []
+    (finding,) = findings_of(with_rows(limit + 1, **changes))
     assert (finding.kind, finding.serious, finding.count) == (kind, serious, limit + 1)
     assert f"More than {limit} % of the rows" in finding.sentence
     assert f"a.jsonl: {limit + 1} of 100, {limit + 1}.0 %, rows 1, 2" in finding.sentence
@@ -175,22 +190,22 @@ def test_the_longer_answer_is_better_too_often(better, pairs, number, found):
     long, short = (0, 1) if better == "longer" else (1, 0)
     rows = [make_row(f"{i}", ("long one", "x"), (long, short)) for i in range(number)]
     rows += [make_row(f"-{i}", ("long one", "x"), (short, long)) for i in range(pairs - number)]
-    audit = audit_sides([make_part(rows)], [make_part(clean_rows(300, "e"))])
-    assert kinds(find_findings(audit)) == [(f"{better} answers are better", False)] * found
+    audit = read_data([make_part(rows)], [make_part(clean_rows(300, "e"))])
+    assert kinds(findings_of(audit)) == [(f"{better} answers are better", False)] * found
 
 
 @pytest.mark.parametrize(("pairs", "found"), [(199, 1), (200, 0)])
 def test_few_pairs_to_evaluate(pairs, found):
-    audit = audit_sides([make_part(clean_rows(50))], [make_part(clean_rows(pairs, "e"))])
-    assert kinds(find_findings(audit)) == [("few pairs to evaluate", False)] * found
+    audit = read_data([make_part(clean_rows(50))], [make_part(clean_rows(pairs, "e"))])
+    assert kinds(findings_of(audit)) == [("few pairs to evaluate", False)] * found
 
 
 def test_repeats_on_the_evaluation_side():
     rows = clean_rows(300, "e")
     rows[5] = dict(rows[4])
     rows[9] = rows[8] | {"ranks": rows[8]["ranks"][::-1]}
-    audit = audit_sides([make_part(clean_rows(50))], [make_part(rows, "e.jsonl")])
-    findings = find_findings(audit)
+    audit = read_data([make_part(clean_rows(50))], [make_part(rows, "e.jsonl")])
+    findings = findings_of(audit)
     assert kinds(findings) == [("contradictory labels", True), ("exact duplicates", False)]
     assert [one.rows for one in findings] == [
         [("e.jsonl", 9), ("e.jsonl", 10)],
@@ -200,19 +215,18 @@ def test_repeats_on_the_evaluation_side():
 
 def test_many_defects_are_all_written_and_five_are_named(tmp_path):
     rows = [make_row("p", ("a", "b"))] * 3000
-    audit = audit_sides([make_part(rows)], [make_part(clean_rows(300, "e"))])
-    write_audit(tmp_path, audit, SETTINGS)
+    audit = read_data([make_part(rows)], [make_part(clean_rows(300, "e"))])
+    write_audit(tmp_path, audit)
     assert [row["row"] for row in read_rows(tmp_path)] == list(range(2, 3001))
-    (finding,) = find_findings(audit)
+    (finding,) = findings_of(audit)
     assert finding.count == 2999 and "rows 2, 3, 4, 5, 6 of a.jsonl, ..." in finding.sentence
 
 
 def test_files_of_the_audit(tmp_path):
     audit, _ = planted()
-    files = write_audit(tmp_path / "audit", audit, SETTINGS, SECONDS)
+    write_audit(tmp_path / "audit", audit, SECONDS)
     names = {"audit.md", "audit.json", "rows.jsonl", "lengths.png", "length_gap.png"}
-    assert {path.name for path in files} == names
-    assert sorted((tmp_path / "audit").iterdir()) == sorted(files)
+    assert {path.name for path in (tmp_path / "audit").iterdir()} == names
     report = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert report["results"] == audit_results(audit)
     assert report["estimated_seconds"] == SECONDS and report["settings"] == SETTINGS
@@ -231,17 +245,18 @@ def test_files_of_the_audit(tmp_path):
 def test_summary_fits_80_columns(capsys, monkeypatch, names):
     monkeypatch.setenv("COLUMNS", "80")
     parts = [make_part(clean_rows(30, name), name) for name in names]
-    findings = print_audit(audit_sides(parts, [make_part(clean_rows(9, "e"))]), SECONDS)
+    evaluation = [make_part(clean_rows(9, "e"))]
+    serious = audit_module.audit(parts, evaluation, SETTINGS, estimate=lambda *amount: SECONDS)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
-    assert kinds(findings)[-1] == ("few pairs to evaluate", False)
+    assert serious == ("!!" in printed) == (len(names) > 1)  # two of the files are the same
     assert "! Pairs to evaluate: 9. With fewer than 200" in printed
     assert "Estimated time: 2 hours" in printed
 
 
 def test_paths_of_results_are_different_ones():
     parts = [make_part(clean_rows(5, name)) for name in "ab"]
-    results = audit_results(audit_sides(parts, [make_part(clean_rows(5, "e"))]))
+    results = audit_results(read_data(parts, [make_part(clean_rows(5, "e"))]))
     paths = ["a.jsonl", "a.jsonl (training, 2)", "all (training)", "a.jsonl (evaluation, 1)"]
     assert [result["path"] for result in results] == paths
 
@@ -272,24 +287,24 @@ def test_pictures(tmp_path, monkeypatch, case):
     monkeypatch.setattr(
         Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k))
     )
-    audit = audit_sides([make_part(CASES[case])], [])
+    audit = read_data([make_part(CASES[case])], [])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        files = write_audit(tmp_path, audit, SETTINGS)
-    pictures = [path for path in files if path.suffix == ".png"]
+        write_audit(tmp_path, audit)
+    pictures = sorted(tmp_path.glob("*.png"), reverse=True)
     has_gaps = bool(audit_results(audit)[0]["longer_better"]["gaps"])
     assert [path.name for path in pictures] == ["lengths.png", "length_gap.png"][: 1 + has_gaps]
     for path in pictures:
         assert min(matplotlib.image.imread(path).shape[:2]) > 300
-    histograms = audit.sources["training"][0].figures.lengths
+    lengths = lengths_of(audit, "training")
     prompts, answers, sequences = figures[0].axes
     shown = (prompts, "prompt", 0), (answers, "better", 0), (answers, "worse", 2)
     for axes, name, patch in (*shown, (sequences, "sequence", 0)):
-        if not histograms[name].counts.any():
+        values = lengths[name]
+        if not len(values):
             assert not axes.patches
             continue
         data = axes.patches[patch].get_data()
-        values = np.arange(len(histograms[name].counts)).repeat(histograms[name].counts)
         np.testing.assert_array_equal(
             np.histogram(values[values < data.edges[-1]], data.edges)[0], data.values
         )
@@ -301,9 +316,9 @@ def test_pictures(tmp_path, monkeypatch, case):
 
 
 def test_nothing_to_draw(tmp_path):
-    audit = audit_sides([make_part([malformed("bad")] * 2)], [])
+    audit = read_data([make_part([malformed("bad")] * 2)], [])
     (tmp_path / "lengths.png").write_text("of an audit before")
-    write_audit(tmp_path, audit, SETTINGS)
+    write_audit(tmp_path, audit)
     assert {path.name for path in tmp_path.iterdir()} == {"audit.md", "audit.json", "rows.jsonl"}
 
 
@@ -312,12 +327,12 @@ def test_what_the_chat_template_does_not_write_is_found(tmp_path):
     lost = "not rendered by the chat template"
     rows[3] = make_row("l", kept=[], dropped=lost, problem="answer 1: tool_calls (assistant)")
     rows[5]["unrendered"] = "tools"
-    audit = audit_sides([make_part(rows)], [make_part(clean_rows(300, "e"))])
-    found = {finding.kind: finding for finding in find_findings(audit)}
+    audit = read_data([make_part(rows)], [make_part(clean_rows(300, "e"))])
+    found = {finding.kind: finding for finding in findings_of(audit)}
     assert found[lost].serious and found[lost].rows == [("a.jsonl", 4)]
     (passed,) = (finding for kind, finding in found.items() if kind.startswith("part of"))
     assert not passed.serious and passed.count == 1 and passed.rows == [("a.jsonl", 6)]
-    write_audit(tmp_path, audit, SETTINGS)
+    write_audit(tmp_path, audit)
     defects = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
     assert [(d["row"], d["detail"]) for d in defects] == [
         (4, "answer 1: tool_calls (assistant)"),

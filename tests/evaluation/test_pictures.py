@@ -10,7 +10,6 @@ from matplotlib.text import Text
 
 from benchmarks.accuracy_over_time import draw as draw_accuracy_over_time
 from utils.audit.pictures import draw_audit
-from utils.data.figures import Figures
 from utils.evaluation.metrics import Tallies
 from utils.evaluation.pictures import LIGHT, draw_pictures
 from utils.training.log import draw_curves
@@ -171,13 +170,13 @@ def all_figures(tmp_path_factory):
 
 def draw_all(folder):
     draw_pictures(CASES["one source"], folder)
-    lengths = Figures()
-    generator = np.random.default_rng(0)
-    better, worse = generator.integers(1, 300, (2, 500))
-    lengths.add_pairs(np.arange(500), better, worse)
-    lengths.lengths["prompt"].add(better)
-    lengths.lengths["sequence"].add(better + worse)
-    draw_audit(lengths, 256, folder)
+    better, worse = np.random.default_rng(0).integers(1, 300, (2, 500))
+    lengths = {"prompt": better, "better": better, "worse": worse, "sequence": better + worse}
+    gaps = [
+        {"above": low, "up_to": high, "pairs": 250, "share": share}
+        for low, high, share in ((0, 5, 0.5), (200, None, 0.9))
+    ]
+    draw_audit(lengths, gaps, 256, folder)
     values = {"loss": 0.7, "accuracy": 0.6, "margin": 0.1}
     lines = [{"step": step, "lr": 1e-5 / step, **values} for step in range(1, 9)]
     lines.append({"step": 8, **{f"eval_{name}": value for name, value in values.items()}})

@@ -1,12 +1,21 @@
 """What in the audit of the data should worry people, with its threshold and what mends it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
-import numpy as np
+import pandas as pd
 
-from utils.data.audit import Audit, Matches, SourceAudit
+from utils.audit.results import total_path
+from utils.audit.rows import (
+    CONTRADICTION,
+    CUT,
+    DUPLICATE,
+    EVALUATION,
+    LEAK,
+    TRAINING,
+    UNRENDERED,
+    AuditedData,
+)
 from utils.data.tokenization import (
     CUT_IDENTICAL,
     EMPTY,
@@ -19,7 +28,7 @@ from utils.data.tokenization import (
 )
 from utils.output.tables import percent_text
 
-SHOWN = 5  # rows that a finding names
+SHOWN = 5  # rows, or sources, that a finding names
 FEW_PAIRS = 200
 
 
@@ -42,11 +51,97 @@ class Finding:
     rows: list[tuple[str, int]]
 
 
-def find_findings(audit: Audit) -> list[Finding]:
-    """What crosses a threshold, the serious findings first."""
-    sources = [source for side in audit.sources.values() for source in side]
-    found = [*_of_rows(audit, sources), *_of_shares(sources), *_longer_better(sources)]
-    pairs = audit.total("evaluation").pairs
+@dataclass(frozen=True)
+class Rule:
+    """When defects of rows are a finding.
+
+    Attributes:
+        kind, serious: of the finding.
+        defects: names of the defects.
+        what: the words for the rows that have one.
+        remedy: what mends it.
+        sides: whose rows count.
+        limit: the share of the rows of a source that may have one; 0: none may.
+    """
+
+    kind: str
+    serious: bool
+    defects: tuple[str, ...]
+    what: str
+    remedy: str
+    sides: tuple[str, ...] = (TRAINING, EVALUATION)
+    limit: float = 0.0
+
+
+CONTRADICT = "that rank two answers the other way round than another one"
+LONGER = "raise --max_seq_len"
+RULES = (
+    Rule(
+        *("malformed", True, (MALFORMED,), "Malformed rows"),
+        "mend or remove them; --max_bad_rows says how many may pass",
+    ),
+    Rule(
+        *(NOT_RENDERED, True, (NOT_RENDERED,)),
+        "Rows with a part of an answer that the chat template does not write",
+        WRITE_IT,
+    ),
+    Rule(
+        *(UNRENDERED, False, (UNRENDERED,)),
+        "Rows with a part of the prompt that the chat template does not write",
+        WRITE_IT,
+    ),
+    Rule(
+        *("contradictory labels", True, (CONTRADICTION,), f"Training comparisons {CONTRADICT}"),
+        "correct or remove them; --deduplicate prompt keeps the first of each prompt",
+        (TRAINING,),
+    ),
+    Rule(
+        *("contradictory labels", True, (CONTRADICTION,), f"Evaluation comparisons {CONTRADICT}"),
+        "correct or remove them in the evaluation data (--eval_data_path)",
+        (EVALUATION,),
+    ),
+    Rule(
+        *("exact duplicates", True, (DUPLICATE,)),
+        "Training comparisons that repeat an earlier one",
+        "--deduplicate exact leaves them out",
+        (TRAINING,),
+    ),
+    Rule(
+        *("exact duplicates", False, (DUPLICATE,)),
+        "Evaluation comparisons that repeat an earlier one, which so counts twice",
+        "remove them from the evaluation data (--eval_data_path)",
+        (EVALUATION,),
+    ),
+    Rule(
+        *("prompts on both sides", True, (LEAK,)),
+        "Evaluation comparisons with one of {prompts:,} trained prompts",
+        "--eval_data_path with other prompts has none",
+    ),
+    Rule(
+        *("identical after truncation", True, (CUT_IDENTICAL,)),
+        "have answers that are identical once they are cut",
+        f"{LONGER}, or give --overlength truncate_prompt",
+        limit=0.01,
+    ),
+    Rule(
+        *("too long", False, (TOO_LONG,), "are left out because an answer alone is too long"),
+        f"{LONGER}, or cut answers with --overlength truncate_end",
+        limit=0.1,
+    ),
+    Rule(
+        *("tied or empty", False, (TIED, EMPTY, IDENTICAL)),
+        "are left out because their answers are tied, empty or identical",
+        "look at them in rows.jsonl (--audit_data); ties train with --tie_threshold",
+        limit=0.1,
+    ),
+    Rule("cut", False, (CUT,), "are cut to fit", LONGER, limit=0.1),
+)
+
+
+def find_findings(data: AuditedData, results: list[dict]) -> list[Finding]:
+    """What crosses a threshold, the serious findings first; `results` are those of the data."""
+    found = [*_of_rules(data), *_longer_better(data, results)]
+    pairs = evaluation_pairs(results)
     if pairs < FEW_PAIRS:
         sentence = (
             f"Pairs to evaluate: {pairs:,}. With fewer than {FEW_PAIRS} the 95 % interval of the "
@@ -57,132 +152,71 @@ def find_findings(audit: Audit) -> list[Finding]:
     return sorted(found, key=lambda finding: not finding.serious)
 
 
-def _of_rows(audit: Audit, sources: Sequence[SourceAudit]) -> list[Finding]:
-    """Of defects that no row should have."""
-    unrendered = [(s.path, rows) for s in sources for rows in s.unrendered.values()]
-    cases = [
-        (
-            ("malformed", True, *_named(_dropped(sources, MALFORMED))),
-            "Malformed rows",
-            "mend or remove them; --max_bad_rows says how many may pass",
-        ),
-        (
-            (NOT_RENDERED, True, *_named(_dropped(sources, NOT_RENDERED))),
-            "Rows with a part of an answer that the chat template does not write",
-            WRITE_IT,
-        ),
-        (
-            ("part of the prompt not rendered", False, *_named(unrendered)),
-            "Rows with a part of the prompt that the chat template does not write",
-            WRITE_IT,
-        ),
-        *_of_repeats(audit),
-    ]
-    return [
-        Finding(
-            kind,
-            serious,
-            f"{what}: {count:,}, should be 0 ({_name_rows(rows, count)}): {mend}",
-            count,
-            rows[:SHOWN],
-        )
-        for (kind, serious, count, rows), what, mend in cases
-        if count
-    ]
+def evaluation_pairs(results: list[dict]) -> int:
+    """Ranked pairs of all that evaluates."""
+    return next((r["pairs"] for r in reversed(results) if r["side"] == EVALUATION), 0)
 
 
-def _of_repeats(audit: Audit) -> Iterator[tuple]:
-    """Of what trains and evaluates, and, not serious, of what is left out for it or otherwise."""
-    leaked = f"with one of {len(audit.repeats.leaked_prompts):,} trained prompts"
-    contradict = "that rank two answers the other way round than another one"
-    cases = [
-        (
-            ("contradictory labels", True, lambda found: found.contradictions["training"]),
-            f"Training comparisons {contradict}",
-            "correct or remove them; --deduplicate prompt keeps the first of each prompt",
-        ),
-        (
-            ("contradictory labels", True, lambda found: found.contradictions["evaluation"]),
-            f"Evaluation comparisons {contradict}",
-            "correct or remove them in the evaluation data (--eval_data_path)",
-        ),
-        (
-            ("exact duplicates", True, lambda found: found.duplicates["training"]),
-            "Training comparisons that repeat an earlier one",
-            "--deduplicate exact leaves them out",
-        ),
-        (
-            ("exact duplicates", False, lambda found: found.duplicates["evaluation"]),
-            "Evaluation comparisons that repeat an earlier one, which so counts twice",
-            "remove them from the evaluation data (--eval_data_path)",
-        ),
-        (
-            ("prompts on both sides", True, lambda found: found.leaks),
-            f"Evaluation comparisons {leaked}",
-            "--eval_data_path with other prompts has none",
-        ),
-    ]
-    for (kind, serious, get), what, mend in cases:
-        matches, left = get(audit.repeats), get(audit.left)
-        yield (kind, serious, *_first(left)), what, mend
-        gone = "they were removed or cannot be used, and count no more"
-        yield (kind, False, *_first(matches.without(left))), f"{what}, left out", gone
+def leaked_prompts(data: AuditedData) -> int:
+    """Different prompts that train and are in the evaluation data."""
+    leaks = data.defects["comparison"][data.defects["defect"] == LEAK]
+    return int(data.rows["prompt_key"][leaks].nunique())
 
 
-def _of_shares(sources: Sequence[SourceAudit]) -> Iterator[Finding]:
-    """Of defects that become a problem when a source has many of them."""
+def _of_rules(data: AuditedData) -> Iterator[Finding]:
+    places = data.rows.loc[data.defects["comparison"], ["part", "row"]].reset_index(drop=True)
+    defects = data.defects[["defect", "left_out"]].join(places)
+    defects["side"] = [data.parts[part][0] for part in defects["part"]]
+    sizes = data.rows["part"].value_counts()
 
-    def dropped(*reasons: str) -> list[np.ndarray]:
-        none = np.zeros(0, dtype=np.int64)
-        rows = [[source.dropped_rows.get(one, none) for one in reasons] for source in sources]
-        return [np.sort(np.concatenate(some)) for some in rows]
+    for rule in RULES:
+        own = defects[defects["defect"].isin(rule.defects) & defects["side"].isin(rule.sides)]
+        if rule.limit:
+            counts = own["part"].value_counts()
+            above = counts.index[counts > rule.limit * sizes[counts.index]]
+            own = own[own["part"].isin(above)]
 
-    longer = "raise --max_seq_len"
-    cases = [
-        (
-            (CUT_IDENTICAL, True, 0.01, dropped(CUT_IDENTICAL)),
-            "have answers that are identical once they are cut",
-            f"{longer}, or give --overlength truncate_prompt",
-        ),
-        (
-            ("too long", False, 0.1, dropped(TOO_LONG)),
-            "are left out because an answer alone is too long",
-            f"{longer}, or cut answers with --overlength truncate_end",
-        ),
-        (
-            ("tied or empty", False, 0.1, dropped(TIED, EMPTY, IDENTICAL)),
-            "are left out because their answers are tied, empty or identical",
-            "look at them in rows.jsonl (--audit_data); ties train with --tie_threshold",
-        ),
-        (("cut", False, 0.1, [source.cut_rows for source in sources]), "are cut to fit", longer),
-    ]
-    for (kind, serious, limit, rows), what, mend in cases:
-        above = [
-            (source.path, some.tolist(), source.figures.rows)
-            for source, some in zip(sources, rows, strict=True)
-            if len(some) > limit * source.figures.rows
-        ]
-        if above:
-            where = _join(
-                f"{path}: {len(some):,} of {of:,}, {percent_text(len(some) / of)}, {_numbers(some)}"
-                for path, some, of in above
-            )
-            sentence = f"More than {100 * limit:.0f} % of the rows {what} ({where}): {mend}"
-            first = [(path, row) for path, some, _ in above for row in some[:SHOWN]]
-            count = sum(len(some) for _, some, _ in above)
-            yield Finding(kind, serious, sentence, count, first[:SHOWN])
+        for left_out, rows in own.groupby("left_out"):
+            what, remedy = rule.what.format(prompts=leaked_prompts(data)), rule.remedy
+            if left_out:
+                what = f"{what}, left out"
+                remedy = "they were removed or cannot be used, and count no more"
+            groups = [(int(str(part)), group["row"]) for part, group in rows.groupby("part")]
+            if rule.limit:
+                where = _join_sources(
+                    f"{data.parts[part][1]}: {len(some):,} of {sizes[part]:,}, "
+                    f"{percent_text(len(some) / sizes[part])}, {_numbers(some)}"
+                    for part, some in groups
+                )
+                sentence = f"More than {rule.limit:.0%} of the rows {what} ({where})"
+                sentence = sentence.replace("%", " %", 1)
+            else:
+                sentence = f"{what}: {len(rows):,}, should be 0 ({_name_rows(data, rows)})"
+
+            first = rows[:SHOWN][["part", "row"]].itertuples(index=False)
+            named = [(data.parts[part][1], int(row)) for part, row in first]
+            serious = rule.serious and not left_out
+            yield Finding(rule.kind, serious, f"{sentence}: {remedy}", len(rows), named)
 
 
-def _longer_better(sources: Sequence[SourceAudit]) -> Iterator[Finding]:
+def _longer_better(data: AuditedData, results: list[dict]) -> Iterator[Finding]:
     """A share that chance explains, whose interval includes 0.5, is no finding."""
-    shares = [(source.path, source.figures.results()["longer_better"]) for source in sources]
-    shares = [(path, one) for path, one in shares if one["pairs"]]
+    sources = [one for one in results if one["path"] != total_path(one["side"])]
+    paths = [path for _, path in data.parts]
+    shares = [
+        (path, result["longer_better"])
+        for path, result in zip(paths, sources, strict=True)
+        if result["longer_better"]["pairs"]
+    ]
     longer = [(path, one["share"], one["low"], one["pairs"]) for path, one in shares]
     shorter = [(path, 1 - one["share"], 1 - one["high"], one["pairs"]) for path, one in shares]
+
     for word, cases in (("longer", longer), ("shorter", shorter)):
         above = [(path, share, of) for path, share, low, of in cases if share > 0.7 and low > 0.5]
         if above:
-            where = _join(f"{path}: {percent_text(share)} of {of:,}" for path, share, of in above)
+            where = _join_sources(
+                f"{path}: {percent_text(share)} of {of:,}" for path, share, of in above
+            )
             sentence = (
                 f"The {word} answer is the better one in more than 70 % of the pairs ({where}): "
                 "scores may follow length; look at the length table of rw_eval.py's report"
@@ -191,38 +225,22 @@ def _longer_better(sources: Sequence[SourceAudit]) -> Iterator[Finding]:
             yield Finding(f"{word} answers are better", False, sentence, count, [])
 
 
-def _dropped(sources: Sequence[SourceAudit], reason: str) -> list[tuple[str, np.ndarray]]:
-    """The rows of each source that are dropped for a reason."""
-    none = np.zeros(0, dtype=np.int64)
-    return [(source.path, source.dropped_rows.get(reason, none)) for source in sources]
-
-
-def _named(groups: Sequence[tuple[str, np.ndarray]]) -> tuple[int, list[tuple[str, int]]]:
-    """How many rows there are in groups of rows of a source, and the first of them."""
-    rows = [(path, int(row)) for path, some in groups for row in some[:SHOWN]]
-    return sum(len(some) for _, some in groups), rows
-
-
-def _first(matches: Matches) -> tuple[int, list[tuple[str, int]]]:
-    """How many there are, and the first rows."""
-    rows = zip(matches.path[:SHOWN], matches.row[:SHOWN], strict=True)
-    return len(matches.row), [(matches.paths[path], int(row)) for path, row in rows]
-
-
-def _name_rows(rows: Sequence[tuple[str, int]], count: int) -> str:
+def _name_rows(data: AuditedData, rows: pd.DataFrame) -> str:
     """Such as: rows 3, 17 of a.jsonl; row 2 of b.jsonl, ..."""
-    groups = groupby(rows[:SHOWN], key=lambda row: row[0])
-    named = "; ".join(f"{_numbers([row for _, row in some])} of {path}" for path, some in groups)
-    return named + (", ..." if count > SHOWN else "")
+    named = "; ".join(
+        f"{_numbers(group['row'])} of {data.parts[int(str(part))][1]}"
+        for part, group in rows[:SHOWN].groupby("part")
+    )
+    return named + (", ..." if len(rows) > SHOWN else "")
 
 
-def _numbers(rows: Sequence[int]) -> str:
+def _numbers(rows: pd.Series) -> str:
     """Such as: rows 3, 17, ..."""
     text = ", ".join(map(str, rows[:SHOWN]))
     return f"row{'s' if len(rows) > 1 else ''} {text}" + (", ..." if len(rows) > SHOWN else "")
 
 
-def _join(sources: Iterable[str]) -> str:
+def _join_sources(sources: Iterable[str]) -> str:
     """The first of them, and how many more there are."""
     texts = list(sources)
     more = len(texts) - SHOWN

@@ -1,20 +1,18 @@
-"""The audit of the data for people: a summary on the screen; audit.md, audit.json, rows.jsonl."""
+"""The audit of the data for people: audit.md, audit.json, rows.jsonl and pictures."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.text import Text
-
-from utils.audit.findings import Finding, find_findings
+from utils.audit.findings import Finding, evaluation_pairs, leaked_prompts
 from utils.audit.pictures import draw_audit
-from utils.data.audit import Audit, Matches
+from utils.audit.results import lengths_of, longer_better
+from utils.audit.rows import CUT, TRAINING, AuditedData
 from utils.output.files import whole_file, write_whole
 from utils.output.tables import (
-    TOTAL,
     TableTemplate,
     TextTable,
     interval_text,
@@ -22,7 +20,6 @@ from utils.output.tables import (
     markdown_report,
     number_text,
     percent_text,
-    print_table,
 )
 
 PICTURES = {
@@ -33,260 +30,159 @@ PICTURES = {
 }
 
 
+def _number(*path: str, form: str = ",") -> Callable[[dict], str]:
+    """What makes a text of a number in nested results; "-" where there is none."""
+
+    def text(result: dict) -> str:
+        value: Any = result
+        for name in path:
+            value = (value or {}).get(name)
+        return number_text(value, form)
+
+    return text
+
+
+def _spread(*path: str) -> dict[str, Callable[[dict], str]]:
+    return {
+        "mean": _number(*path, "mean", form=",.1f"),
+        "median": _number(*path, "median"),
+        "95 %": _number(*path, "p95"),
+        "largest": _number(*path, "max"),
+    }
+
+
 def _share(count: int, of: int) -> str:
     return percent_text(count / of if of else None)
 
 
-def _leaks(result: dict) -> str:
-    return number_text(result.get("leaks"), ",")  # there are none among what trains
-
-
-def _spread(get: Callable[[dict], dict | None]) -> dict[str, Callable[[dict], str]]:
-    """Columns of the results of a histogram."""
-
-    def show(key: str, form: str) -> Callable[[dict], str]:
-        return lambda result: number_text((get(result) or {}).get(key), form)
-
-    return {
-        "mean": show("mean", ",.1f"),
-        "median": show("median", ","),
-        "95 %": show("p95", ","),
-        "largest": show("max", ","),
-    }
-
-
-def _lengths(name: str, title: str, unit: str) -> TableTemplate:
-    note = f"Tokens before any cutting; one count {unit}."
-    return TableTemplate(title, note, _spread(lambda r: r["lengths"][name]))
+def _share_cut(result: dict) -> str:
+    return _share(result["cut"]["rows"], result["rows"])
 
 
 SUMMARY = TableTemplate(
     "Data",
     "",
     {
-        "rows": lambda r: f"{r['rows']:,}",
+        "rows": _number("rows"),
         "left\nout": lambda r: f"{r['rows'] - r['comparisons']:,}",
-        "dupli-\ncates": lambda r: f"{r['duplicates']:,}",
-        "contra-\ndictory": lambda r: f"{r['contradictions']:,}",
-        "on both\nsides": _leaks,
-        "cut": lambda r: _share(r["cut"]["rows"], r["rows"]),
+        "dupli-\ncates": _number("duplicates"),
+        "contra-\ndictory": _number("contradictions"),
+        "on both\nsides": _number("leaks"),
+        "cut": _share_cut,
         "longer\nbetter": lambda r: percent_text(r["longer_better"]["share"]),
     },
 )
-REPEATS = TableTemplate(
-    "Repeats and contradictions",
-    "Comparisons that repeat an earlier one of their side (prompt, answers and ranking); that "
-    "rank two answers the other way round than another one of their side and prompt; and those "
-    "to evaluate whose prompt trains.",
-    {
-        "duplicates": lambda r: f"{r['duplicates']:,}",
-        "contradictory": lambda r: f"{r['contradictions']:,}",
-        "on both sides": _leaks,
-    },
-)
-CUT = TableTemplate(
-    "Cut",
-    "Rows that are longer than --max_seq_len and were cut, and the tokens that the longest "
-    "sequence of each lost.",
-    {
-        "rows": lambda r: f"{r['cut']['rows']:,}",
-        "share": lambda r: _share(r["cut"]["rows"], r["rows"]),
-        **_spread(lambda r: r["cut"]["tokens"]),
-    },
-)
-LENGTH_LAYOUTS = (
-    _lengths("prompt", "Prompts", "a comparison"),
-    _lengths("better", "Better answers", "a ranked pair"),
-    _lengths("worse", "Worse answers", "a ranked pair"),
-    _lengths("sequence", "Whole sequences", "an answer with its prompt"),
-)
-LONGER = TableTemplate(
-    "Length of the better answer",
-    "How often the longer answer is the better one, over ranked pairs of different lengths in "
-    "tokens, with a 95 % interval (Wilson's, one trial a comparison).",
-    {
-        "ranked pairs": lambda r: f"{r['pairs']:,}",
-        "of different lengths": lambda r: f"{r['longer_better']['pairs']:,}",
-        "longer better": lambda r: number_text(r["longer_better"]["share"]),
-        "interval": lambda r: interval_text(r["longer_better"]["low"], r["longer_better"]["high"]),
-    },
-)
-TOKENS = TableTemplate(
-    "Tokens of an epoch",
-    "Packed: what the answers of a comparison share is computed once. Separate: as if every "
-    "answer were a row of its own.",
-    {
-        "packed": lambda r: f"{r['tokens']['packed']:,}",
-        "separate": lambda r: f"{r['tokens']['separate']:,}",
-    },
-)
+LENGTHS = [
+    ("Prompts", "prompt", "a comparison"),
+    ("Better answers", "better", "a ranked pair"),
+    ("Worse answers", "worse", "a ranked pair"),
+    ("Whole sequences", "sequence", "an answer with its prompt"),
+]
+TABLES = [
+    TableTemplate(
+        "Repeats and contradictions",
+        "Comparisons that repeat an earlier one of their side (prompt, answers and ranking); that "
+        "rank two answers the other way round than another one of their side and prompt; and those "
+        "to evaluate whose prompt trains.",
+        {
+            "duplicates": _number("duplicates"),
+            "contradictory": _number("contradictions"),
+            "on both sides": _number("leaks"),
+        },
+    ),
+    TableTemplate(
+        "Cut",
+        "Rows that are longer than --max_seq_len and were cut, and the tokens that the longest "
+        "sequence of each lost.",
+        {"rows": _number("cut", "rows"), "share": _share_cut, **_spread("cut", "tokens")},
+    ),
+    *(
+        TableTemplate(
+            title, f"Tokens before any cutting; one count {unit}.", _spread("lengths", name)
+        )
+        for title, name, unit in LENGTHS
+    ),
+    TableTemplate(
+        "Length of the better answer",
+        "How often the longer answer is the better one, over ranked pairs of different lengths in "
+        "tokens, with a 95 % interval (Wilson's, one trial a comparison).",
+        {
+            "ranked pairs": _number("pairs"),
+            "of different lengths": _number("longer_better", "pairs"),
+            "longer better": _number("longer_better", "share", form=".3f"),
+            "interval": lambda r: interval_text(
+                r["longer_better"]["low"], r["longer_better"]["high"]
+            ),
+        },
+    ),
+    TableTemplate(
+        "Tokens of an epoch",
+        "Packed: what the answers of a comparison share is computed once. Separate: as if every "
+        "answer were a row of its own.",
+        {"packed": _number("tokens", "packed"), "separate": _number("tokens", "separate")},
+    ),
+]
 
 
-def print_audit(audit: Audit, seconds: float | None = None) -> list[Finding]:
-    """Print a summary: a line a source, the tokens, the time, and the findings; return these.
-
-    Args:
-        audit: of the data.
-        seconds: that training is estimated to take; None if that is not known.
-    """
-    results, findings = audit_results(audit), find_findings(audit)
-    print_table(SUMMARY.fill({result["path"]: result for result in results}, "path"))
-    marks = [f"{'!!' if one.serious else '!'} {one.sentence}" for one in findings]
-    for line in [*_work(results, seconds), *marks]:
-        Console().print(Text(line))
-    return findings
-
-
-def write_audit(
-    folder: str | Path, audit: Audit, settings: dict, seconds: float | None = None
-) -> list[Path]:
+def write_report(
+    folder: Path,
+    data: AuditedData,
+    results: list[dict],
+    findings: list[Finding],
+    *,
+    settings: dict,
+    seconds: float | None = None,
+) -> None:
     """Write audit.md, audit.json, rows.jsonl and the pictures; each file is whole at any moment.
 
     Args:
         folder: is made if it is missing.
-        audit: of the data.
+        data: what was read.
+        results: of `audit_results`.
+        findings: of `find_findings`.
         settings: what the audit holds for, ready for JSON; with max_seq_len.
-        seconds: as in `print_audit`.
-
-    Returns:
-        The files.
+        seconds: that training is estimated to take; None if that is not known.
     """
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    results, findings = audit_results(audit), find_findings(audit)
-    pictures = draw_audit(audit.total("training"), settings["max_seq_len"], folder)
-    pairs = audit.total("evaluation").pairs
+    gaps = longer_better(data, TRAINING)["gaps"]
+    pictures = draw_audit(lengths_of(data, TRAINING), gaps, settings["max_seq_len"], folder)
+    pairs = evaluation_pairs(results)
     report = {
         "settings": settings,
         "findings": [asdict(finding) for finding in findings],
         "results": results,
         "evaluation_pairs": pairs,
-        "leaked_prompts": len(audit.repeats.leaked_prompts),
+        "leaked_prompts": leaked_prompts(data),
         "estimated_seconds": seconds,
     }
-    evaluation = f"Pairs to evaluate: {pairs:,}."
+    values = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
+    write_whole(folder / "audit.json", values + "\n")
+
+    facts = [f"Pairs to evaluate: {pairs:,}.", "Every defect of every row is in rows.jsonl."]
     text = markdown_report(
         "Audit of the data",
-        [*_work(results, seconds), evaluation, "Every defect of every row is in rows.jsonl."],
+        [*work_sentences(results, seconds), *facts],
         [f"{'**Serious**: ' if one.serious else ''}{one.sentence}" for one in findings],
-        audit_tables(results),
+        _tables(results),
         {path.name: PICTURES[path.name] for path in pictures},
         settings,
     )
+    write_whole(folder / "audit.md", text)
+
+    defects = data.defects[data.defects["defect"] != CUT]
+    places = data.rows.loc[defects["comparison"], ["part", "row"]]
     with whole_file(folder / "rows.jsonl") as partial, partial.open("w", encoding="utf-8") as file:
-        for defect in _defects(audit):  # there may be millions
-            file.write(json.dumps(defect) + "\n")
-    values = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    return [
-        write_whole(folder / "audit.json", values),
-        write_whole(folder / "audit.md", text),
-        folder / "rows.jsonl",
-        *pictures,
-    ]
+        lines = zip(
+            places["part"], places["row"], defects["defect"], defects["detail"], strict=True
+        )
+        for part, row, defect, detail in lines:  # there may be millions
+            line = {"path": data.parts[part][1], "row": row, "defect": defect, "detail": detail}
+            file.write(json.dumps(line) + "\n")
 
 
-def audit_results(audit: Audit) -> list[dict]:
-    """All figures of each source, and of each side that has several, with `path` and `side`.
-
-    Paths are different ones: a second one of the same name is numbered.
-    """
-    results: list[dict] = []
-    repeats = audit.repeats
-    for side, sources in audit.sources.items():
-        matches = {
-            "duplicates": repeats.duplicates[side],
-            "contradictions": repeats.contradictions[side],
-            **({"leaks": repeats.leaks} if side == "evaluation" else {}),
-        }
-        parts = [(source.path, source.figures) for source in sources]
-        counts = {
-            name: np.bincount(one.path, minlength=len(parts)).tolist()
-            for name, one in matches.items()
-        }
-        total = f"{TOTAL} ({side})"
-        if len(parts) > 1:
-            parts.append((total, audit.total(side)))
-            counts = {name: [*count, sum(count)] for name, count in counts.items()}
-        for number, (path, figures) in enumerate(parts):
-            is_total = number == len(sources)
-            taken = [result["path"] for result in results]
-            if path in taken or (path == total and not is_total):
-                path = f"{path} ({side}, {number + 1})"
-            own = {name: count[number] for name, count in counts.items()}
-            results.append({"path": path, "side": side, **figures.results(), **own})
-    return results
-
-
-def _defects(audit: Audit) -> Iterator[dict]:
-    """Every defect of every row."""
-    for sources in audit.sources.values():
-        for source in sources:
-            for reason, rows in source.dropped_rows.items():
-                details = source.problems.get(reason) or ["left out"] * len(rows)
-                for row, detail in zip(rows.tolist(), details, strict=True):
-                    yield {"path": source.path, "row": row, "defect": reason, "detail": detail}
-            for part, rows in source.unrendered.items():
-                fields = {"defect": "part of the prompt not rendered", "detail": part}
-                yield from ({"path": source.path, "row": row, **fields} for row in rows.tolist())
-    repeats, left = audit.repeats, audit.left
-    opposite = "{other} ranks two of its answers the other way round"
-    for side in audit.sources:
-        pairs = repeats.duplicates[side], left.duplicates[side]
-        yield from _repeated(*pairs, "exact duplicate", "repeats {other}")
-        pairs = repeats.contradictions[side], left.contradictions[side]
-        yield from _repeated(*pairs, "contradictory labels", opposite)
-    trains = "{other} trains its prompt"
-    yield from _repeated(repeats.leaks, left.leaks, "prompt on both sides", trains)
-
-
-def _repeated(matches: Matches, left: Matches, defect: str, text: str) -> Iterator[dict]:
-    """Of what trains and evaluates, then of what was removed or cannot be used."""
-    yield from _matched(left, defect, text)
-    yield from _matched(matches.without(left), defect, f"{text}; left out")
-
-
-def _matched(matches: Matches, defect: str, text: str) -> Iterator[dict]:
-    columns = (matches.path, matches.row, matches.other_path, matches.other_row)
-    for path, row, other_path, other_row in zip(*map(np.ndarray.tolist, columns), strict=True):
-        detail = text.format(other=f"row {other_row} of {matches.other_paths[other_path]}")
-        yield {"path": matches.paths[path], "row": row, "defect": defect, "detail": detail}
-
-
-def audit_tables(results: list[dict]) -> list[TextTable]:
-    """Rows, repeats, cutting, lengths, length against quality, tokens, and the sources column."""
-    layouts = [_rows_layout(results), REPEATS, CUT, *LENGTH_LAYOUTS, LONGER, TOKENS]
-    groups = {result["path"]: result for result in results}
-    side = {"side": lambda r: r["side"]}
-    tables = [one._replace(columns=side | one.columns).fill(groups, "path") for one in layouts]
-    return [*tables, _sources_table(results)]
-
-
-def _rows_layout(results: list[dict]) -> TableTemplate:
-    def count(reason: str) -> Callable[[dict], str]:
-        return lambda r: f"{r['dropped'].get(reason, 0):,}"
-
-    columns = {"read": lambda r: f"{r['rows']:,}", "usable": lambda r: f"{r['comparisons']:,}"}
-    reasons = sorted({reason for result in results for reason in result["dropped"]})
-    return TableTemplate(
-        "Rows",
-        "What was read, what can train, and what is left out, by reason.",
-        columns | {reason: count(reason) for reason in reasons},
-    )
-
-
-def _sources_table(results: list[dict]) -> TextTable:
-    rows = [
-        (result["path"], markdown_code(name), f"{count:,}", _share(count, result["rows"]))
-        for result in results
-        for name, count in result["sources"].items()
-    ]
-    note = "Rows by where they say that they come from."
-    return TextTable("Sources", note, ("path", "source", "rows", "share"), rows)
-
-
-def _work(results: list[dict], seconds: float | None) -> list[str]:
+def work_sentences(results: list[dict], seconds: float | None) -> list[str]:
     """Sentences on the tokens of all that trains, and on the time, if that is known."""
-    tokens = [result["tokens"] for result in results if result["side"] == "training"][-1]
+    tokens = [result["tokens"] for result in results if result["side"] == TRAINING][-1]
     work = [
         f"Tokens to train: {tokens['packed']:,} an epoch with what answers share computed once, "
         f"{tokens['separate']:,} as if every answer were a row of its own."
@@ -299,3 +195,28 @@ def _work(results: list[dict], seconds: float | None) -> list[str]:
             "from the time of single layers on this device."
         )
     return work
+
+
+def _tables(results: list[dict]) -> list[TextTable]:
+    """Rows, TABLES, and the rows by their column `source`."""
+    reasons = sorted({reason for result in results for reason in result["dropped"]})
+    columns = {"read": _number("rows"), "usable": _number("comparisons")}
+    columns |= {reason: partial(_dropped_for, reason) for reason in reasons}
+    note = "What was read, what can train, and what is left out, by reason."
+    templates = [TableTemplate("Rows", note, columns), *TABLES]
+
+    groups = {result["path"]: result for result in results}
+    side = {"side": lambda r: r["side"]}
+    tables = [one._replace(columns=side | one.columns).fill(groups, "path") for one in templates]
+
+    sources = [
+        (result["path"], markdown_code(name), f"{count:,}", _share(count, result["rows"]))
+        for result in results
+        for name, count in result["sources"].items()
+    ]
+    note = "Rows by where they say that they come from."
+    return [*tables, TextTable("Sources", note, ("path", "source", "rows", "share"), sources)]
+
+
+def _dropped_for(reason: str, result: dict) -> str:
+    return f"{result['dropped'].get(reason, 0):,}"

@@ -1,6 +1,7 @@
 """Which comparisons train and which evaluate: chosen from what was read, and counted."""
 
 from argparse import Namespace
+from collections import Counter
 from dataclasses import dataclass
 
 import datasets
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from utils import distributed
-from utils.data import audit
+from utils.data.keys import comparison_keys, is_first
 from utils.data.sampling import Mixture
 from utils.data.sides import Part, Sides, is_dropped
 from utils.data.tokenization import (
@@ -121,13 +122,13 @@ def count_rows(table: datasets.Dataset, ties: bool = False) -> dict:
         ties: whether comparisons whose answers are all tied are kept.
     """
     data, usable = table.data, usable_reasons(ties)
-    dropped = audit.count_values(data.column("dropped"))
+    dropped = Counter(data.column("dropped").to_pylist())
     for reason in usable:
         del dropped[reason]
     if number := dropped.pop(MALFORMED, 0):
         dropped[f"{MALFORMED}, first: {_malformed(table, 1)[0]}"] = number
     kept = is_dropped(table, *usable)
-    unrendered = audit.count_values(data.column("unrendered").filter(kept))
+    unrendered = Counter(data.column("unrendered").filter(kept).to_pylist())
     del unrendered[""]
     names = ("empty_answers", "long_answers", "cut")
     empty, long, cut = (data.column(name).to_numpy()[kept] for name in names)
@@ -203,13 +204,10 @@ def _remove_duplicates(parts: list[Part], mode: str) -> None:
     """Keep the first of equal comparisons (exact) or of each prompt (prompt)."""
     if mode == "off":
         return
-    keys = [
-        part.keys() if mode == "prompt" else audit.comparison_keys(part.table.data)
-        for part in parts
-    ]
+    keys = [part.keys() if mode == "prompt" else comparison_keys(part.table.data) for part in parts]
     taken = np.concatenate([part.taken for part in parts])
     first = np.zeros(len(taken), dtype=bool)
-    first[taken] = audit.first_of_each(np.concatenate(keys)[taken])
+    first[taken] = is_first(np.concatenate(keys)[taken])
     ends = np.cumsum([len(part.taken) for part in parts])
     for part, mask in zip(parts, np.split(first, ends[:-1]), strict=True):
         part.remove(~mask)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from utils.data.columns import mix
+from utils.data.keys import mix
 
 
 def test_mix_is_splitmix64():

@@ -1,0 +1,56 @@
+"""The audit of the data that a run was given: it only reads what was chosen to train."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from utils.audit.findings import find_findings
+from utils.audit.report import SUMMARY, work_sentences, write_report
+from utils.audit.results import audit_results
+from utils.audit.rows import TRAINING, read_data
+from utils.data.sides import Part
+from utils.output.tables import print_table
+
+
+def audit(
+    train: Sequence[Part],
+    evaluation: Sequence[Part],
+    settings: dict,
+    *,
+    ties: bool = False,
+    folder: Path | None = None,
+    estimate: Callable[[int, int, float], float] | None = None,
+) -> bool:
+    """Print what the data are like: a line a source, the tokens, the time, and the findings.
+
+    Args:
+        train, evaluation: parts of each side, of which repeats may be removed already.
+        settings: what the audit holds for, ready for JSON; with max_seq_len.
+        ties: whether comparisons whose answers are all tied train.
+        folder: where audit.md, audit.json, rows.jsonl and pictures are written; None: nowhere.
+        estimate: seconds of all epochs, from the tokens and comparisons of one and the mean length
+            of a sequence; None: the time is not said.
+
+    Returns:
+        Whether something serious was found.
+    """
+    data = read_data(train, evaluation, ties)
+    results = audit_results(data)
+    findings = find_findings(data, results)
+
+    seconds = None
+    total = [result for result in results if result["side"] == TRAINING][-1:]
+    comparisons = int((data.rows["taken"] & data.rows["training"]).sum())
+    if estimate and comparisons:
+        length = total[0]["lengths"]["sequence"]["mean"]
+        seconds = estimate(total[0]["tokens"]["packed"], comparisons, length)
+
+    print_table(SUMMARY.fill({result["path"]: result for result in results}, "path"))
+    marks = [f"{'!!' if one.serious else '!'} {one.sentence}" for one in findings]
+    for line in [*work_sentences(results, seconds), *marks]:
+        Console().print(Text(line))
+    if folder:
+        write_report(folder, data, results, findings, settings=settings, seconds=seconds)
+    return any(finding.serious for finding in findings)

@@ -1,0 +1,135 @@
+"""Numbers of each source for the tables of the audit: lengths, cuts, repeats, longer answers."""
+
+import numpy as np
+import pandas as pd
+import scipy  # loads its parts when they are first used
+
+from utils.audit.rows import CONTRADICTION, DUPLICATE, EVALUATION, LEAK, TRAINING, AuditedData
+from utils.output.tables import TOTAL
+
+# Edges of the bins of the difference of two lengths, in tokens.
+LENGTH_GAPS = (0, 5, 10, 20, 50, 100, 200, np.inf)
+
+
+def audit_results(data: AuditedData) -> list[dict]:
+    """All numbers of each source, and of each side that has several, with `path` and `side`.
+
+    A number that does not exist is None. Paths are different ones: a second one of the same name
+    is numbered.
+    """
+    results: list[dict] = []
+    for side in (TRAINING, EVALUATION):
+        paths = {number: path for number, (s, path) in enumerate(data.parts) if s == side}
+        total, taken = total_path(side), [result["path"] for result in results]
+        for count, (number, path) in enumerate(paths.items(), 1):
+            if path in (*taken, total):
+                path = f"{path} ({side}, {count})"
+            taken.append(path)
+            results.append({"path": path, "side": side, **_results(data, side, number)})
+        if len(paths) > 1:
+            results.append({"path": total, "side": side, **_results(data, side)})
+    return results
+
+
+def total_path(side: str) -> str:
+    """What stands for the path of all sources of a side together."""
+    return f"{TOTAL} ({side})"
+
+
+def lengths_of(data: AuditedData, side: str, part: int | None = None) -> dict[str, np.ndarray]:
+    """Tokens before any cutting, of the comparisons that a side takes.
+
+    Returns:
+        int64 [N] each: of the prompt, of the better and of the worse answer of each ranked pair,
+        and of the sequence of each answer.
+    """
+    rows = data.rows["taken"] & _are_of(data, side, part)
+    answers, pairs = _kept(data, rows)
+    prompt = data.rows["prompt_tokens"].to_numpy()
+    return {
+        "prompt": prompt[rows],
+        "better": pairs["better_tokens"].to_numpy(),
+        "worse": pairs["worse_tokens"].to_numpy(),
+        "sequence": prompt[answers["comparison"]] + answers["tokens"].to_numpy(),
+    }
+
+
+def longer_better(data: AuditedData, side: str, part: int | None = None) -> dict:
+    """How often the longer answer is the better one, over pairs of different lengths.
+
+    The 95 % interval is Wilson's, with one trial a comparison: its pairs share their answers.
+    """
+    _, pairs = _kept(data, data.rows["taken"] & _are_of(data, side, part))
+    gap = pairs["better_tokens"] - pairs["worse_tokens"]
+    gap, comparisons = gap[gap != 0], pairs["comparison"][gap != 0].nunique()
+    result: dict = {"pairs": len(gap), "share": None, "low": None, "high": None}
+    if len(gap):
+        share = float((gap > 0).mean())
+        trials = scipy.stats.binomtest(round(share * comparisons), comparisons)
+        low, high = trials.proportion_ci(method="wilson")
+        result.update(share=share, low=min(float(low), share), high=max(float(high), share))
+
+    bins = (gap > 0).groupby(pd.cut(gap.abs(), LENGTH_GAPS), observed=True)
+    result["gaps"] = [
+        {
+            "above": int(edges.left),
+            "up_to": int(edges.right) if np.isfinite(edges.right) else None,
+            "pairs": len(wins),
+            "share": float(wins.mean()),
+        }
+        for edges, wins in bins
+    ]
+    return result
+
+
+def _are_of(data: AuditedData, side: str, part: int | None) -> pd.Series:
+    """Which rows are of a part, or of a side: bool [n]."""
+    if part is not None:
+        return data.rows["part"] == part
+    return data.rows["training"] == (side == TRAINING)
+
+
+def _kept(data: AuditedData, rows: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Answers of some rows, bool [n], and their pairs, without what is left out of a row."""
+    chosen, answers, pairs = rows.to_numpy(), data.answers, data.pairs
+    is_kept = (pairs["better_tokens"] >= 0) & (pairs["worse_tokens"] >= 0)
+    return (
+        answers[chosen[answers["comparison"]] & (answers["tokens"] >= 0)],
+        pairs[chosen[pairs["comparison"]] & is_kept],
+    )
+
+
+def _results(data: AuditedData, side: str, part: int | None = None) -> dict:
+    own = _are_of(data, side, part)
+    rows, lengths = data.rows[own], lengths_of(data, side, part)
+    taken = rows[rows["taken"]]
+    packed = int(taken["tokens"].sum())
+
+    dropped = rows["dropped"].astype(object)
+    cut = rows["cut"][rows["cut"] > 0]
+    defects = data.defects["defect"][own.to_numpy()[data.defects["comparison"]]]
+    repeats = {"duplicates": DUPLICATE, "contradictions": CONTRADICTION}
+    repeats |= {"leaks": LEAK} if side == EVALUATION else {}
+    return {
+        "rows": len(rows),
+        "comparisons": int((dropped == "").sum()),
+        "dropped": dropped[dropped != ""].value_counts().to_dict(),
+        "sources": rows["source"].astype(object).value_counts().to_dict(),
+        "cut": {"rows": len(cut), "tokens": _spread(cut.to_numpy())},
+        "lengths": {name: _spread(values) for name, values in lengths.items()},
+        "pairs": len(lengths["better"]),
+        "longer_better": longer_better(data, side, part),
+        "tokens": {
+            "packed": packed,
+            "separate": packed + int((taken["shared"] * (taken["kept"] - 1)).sum()),
+        },
+        **{name: int((defects == defect).sum()) for name, defect in repeats.items()},
+    }
+
+
+def _spread(values: np.ndarray) -> dict | None:
+    """Mean, median, 95th percentile and largest value; None if there is no value."""
+    if not len(values):
+        return None
+    median, p95 = np.percentile(values, [50, 95], method="inverted_cdf").tolist()
+    return {"mean": float(values.mean()), "median": median, "p95": p95, "max": int(values.max())}
