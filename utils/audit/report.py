@@ -42,7 +42,7 @@ def _number(*path: str, form: str = ",") -> Callable[[dict], str]:
     return text
 
 
-def _spread(*path: str) -> dict[str, Callable[[dict], str]]:
+def _spread_columns(*path: str) -> dict[str, Callable[[dict], str]]:
     return {
         "mean": _number(*path, "mean", form=",.1f"),
         "median": _number(*path, "median"),
@@ -94,11 +94,11 @@ TABLES = [
         "Cut",
         "Rows that are longer than --max_seq_len and were cut, and the tokens that the longest "
         "sequence of each lost.",
-        {"rows": _number("cut", "rows"), "share": _share_cut, **_spread("cut", "tokens")},
+        {"rows": _number("cut", "rows"), "share": _share_cut, **_spread_columns("cut", "tokens")},
     ),
     *(
         TableTemplate(
-            title, f"Tokens before any cutting; one count {unit}.", _spread("lengths", name)
+            title, f"Tokens before any cutting; one count {unit}.", _spread_columns("lengths", name)
         )
         for title, name, unit in LENGTHS
     ),
