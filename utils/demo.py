@@ -143,6 +143,7 @@ def compare(topic: Topic, topics: list[Topic], flaw: str, rng: random.Random) ->
     """One comparison about the topic whose worse answer has the flaw."""
     question, first = ask(topic, rng)
     good = " ".join(inform(topic, first, rng.randint(1, 4), rng))
+
     if flaw == "evades":
         bad = evade(topic, rng)
     elif flaw == "repeats":
@@ -154,11 +155,13 @@ def compare(topic: Topic, topics: list[Topic], flaw: str, rng: random.Random) ->
         turn = TURNS if rng.random() < 0.85 else [""]
         told = inform(other, rng.choice(other.facts[:2]), rng.randint(1, 4), rng)
         bad = " ".join([other.fill(rng.choice(turn)), *told]).strip()
+
     if rng.random() < 0.3:
         # Made-up names teach that rare words may well return in a good answer.
         name = capital("".join(rng.choices(SYLLABLES, k=3)))
         question = f"I am {name}. {question}"
         good, bad = (rng.choice(GREETINGS).format(name) + text for text in (good, bad))
+
     prompt = f"\n\nHuman: {question}\n\nAssistant:"
     return {"prompt": prompt, "chosen": f" {good}", "rejected": f" {bad}", "source": flaw}
 

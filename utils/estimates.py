@@ -71,14 +71,18 @@ def print_estimate(model: nn.Module) -> None:
     """Print what each stage needs for a model (on any device, also meta), and whether it fits."""
     if not distributed.is_main():
         return
+
     devices = distributed.local_world_size()
     nodes = distributed.world_size() // devices
     parameters = sum(p.numel() for p in model.parameters())
     layers = (sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules())
+
     host_memory, device_memory = psutil.virtual_memory().total, None
     if torch.cuda.is_available():
         device_memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+
     rows = []
+
     for need in sorted(estimate_needs(parameters, max(layers), devices, nodes)):
         if device_memory is None:  # the processes share the memory of the node
             fits = need.device * devices + need.host <= host_memory
@@ -87,8 +91,10 @@ def print_estimate(model: nn.Module) -> None:
         sizes = (f"{size / GIB:.2f}" for size in (need.device, need.host))
         offload = "cpu" if need.offload else ""
         rows.append((str(need.stage), offload, *sizes, "yes" if fits else "no"))
+
     header = ("ZeRO stage", "offload", "GiB a device", "GiB a node's memory", "fits")
     print_table(TextTable("Memory by ZeRO stage", "", header, rows))
+
     has = f"{host_memory / GIB:.1f} GiB a node"
     if device_memory is not None:
         has = f"{device_memory / GIB:.1f} GiB a device, {has}"

@@ -81,8 +81,10 @@ def not_a_model(path: str, expected: str, error: Exception) -> str:
             f"{path}: the model comes with code of its own; --trust_remote_code runs it (only for "
             "sources you trust)"
         )
+
     if what := other_kind(path):
         return f"{path}: not a model that can be loaded: it is {what} (--model_name_or_path)"
+
     if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
         inside = sorted(file.parent.name for file in Path(path).glob("*/config.json"))
         models = f"; there are models in {', '.join(inside[:3])}" if inside else ""
@@ -90,11 +92,13 @@ def not_a_model(path: str, expected: str, error: Exception) -> str:
             f"{path}: not a model that can be loaded (no config.json{models}); expected {expected} "
             "as save_pretrained writes it (--model_name_or_path)"
         )
+
     if os.path.isdir(path):
         return (
             f"{path}: not a model that can be loaded ({reason(error)}); expected {expected} as "
             "save_pretrained writes it (--model_name_or_path)"
         )
+
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:
         return f"{path}: no such folder (--model_name_or_path)"
     return (
@@ -167,28 +171,34 @@ def _weight_files(path: str) -> list[Path]:
             found = next((Path(file) for file in files if file), None)
         except (OSError, ValueError, HTTPError) as error:
             raise InputError(not_a_model(path, SAFE_WEIGHTS_NAME, error)) from error
+
     if found is None and (kind := other_kind(path)):
         raise InputError(f"{path}: not a model that can be loaded: it is {kind}")
+
     if found is None:
         there = ", ".join(sorted(file.name for file in folder.glob("*"))[:8]) or "its files"
         raise InputError(
             f"{path}: not a model that can be loaded (no weights among {there}); expected "
             f"{SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}, whole or in parts with their index"
         )
+
     if (folder / ADAPTER).is_file():
         raise InputError(
             f"{path}: a LoRA adapter ({ADAPTER}) stands beside the weights, so two models are "
             "meant; take it away, or merge it (peft: merge_and_unload)"
         )
+
     check_pointers(str(found.parent), found.name)
     if found.suffix != ".json":
         return [found]
+
     try:
         shards = [Path(file) for file in get_checkpoint_shard_files(path, str(found))[0]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, HTTPError) as error:
         if isinstance(error, OSError | HTTPError) and not folder.is_dir():
             raise InputError(not_a_model(path, "its weights", error)) from error
         raise InputError(f"{found}: not an index of weights ({reason(error)})") from error
+
     missing = [file.name for file in shards if not file.is_file()]
     if missing:
         raise InputError(

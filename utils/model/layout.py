@@ -42,7 +42,9 @@ def choose_layout(
                 f"in {family} a token attends to the {picked} keys that it picks ({name}), which "
                 f"can depend on what else is in the batch: give --max_seq_len {picked} at most"
             )
+
     reason = _why_not_packed(config)
+
     trial = _try(config, max_seq_len, packed=wanted != "padded" and not reason)
     if isinstance(trial, str):
         reason = reason or trial
@@ -53,12 +55,14 @@ def choose_layout(
                 "would mean nothing: give another --model_name_or_path"
             )
         reason = reason or trial.faults.get("packed", "")
+
     if wanted == "padded":
         return wanted, []
     if reason:
         if wanted == "packed":
             raise InputError(f"--batch_layout packed: {reason}; give --batch_layout padded")
         return "padded", [f"batches are padded: {reason}"]
+
     dropout = getattr(config, "attention_dropout", None) or getattr(config, "attn_pdrop", None)
     if dropout and torch.cuda.is_available():
         note = f"the model drops attention weights (p = {dropout}), which the fused kernel cannot: "

@@ -97,6 +97,7 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
     """
     source = deepspeed_chat.tokenizer_source(path)
     check_pointers(source, *TOKENIZER_FILES)
+
     folder = Path(source)
     try:
         folder = _tokenizer_folder(source)
@@ -111,6 +112,7 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
         if source != path:
             message = f"{path}: no tokenizer.json; config.json says that it is in {message}"
         raise InputError(message) from error
+
     if fault:
         raise InputError(
             f"{source}: {fault}; copy tokenizer.json and tokenizer_config.json of the model that "
@@ -161,11 +163,13 @@ def load_model(
     # Transformers builds the model in partitions while this object lives.
     in_partitions = ds_config and ds_config["zero_optimization"]["stage"] == 3
     partitions = HfDeepSpeedConfig(ds_config) if in_partitions else None
+
     attention = SHARED_PREFIX if layout == "packed" else None
     options = {"dtype": dtype, "attn_implementation": attention, "device_map": device_map}
     model, info = _read_model(path, type(empty), config, weights, **options)
     if getattr(config, "quantization_config", None):  # then the headers could not tell
         notes += check_names(path, model, info, new_head, set())
+
     if HEAD in info["missing_keys"]:
         _draw_head(model.score)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:

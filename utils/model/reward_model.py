@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from utils.data.batching import Batch
-from utils.model.shared_prefix import score_ends_only
+from utils.model.shared_prefix import cut_last_layer
 from utils.settings import InputError
 
 
@@ -48,7 +48,7 @@ class RewardModel(nn.Module):
         known = inspect.signature(self.backbone.forward).parameters
         self.takes_positions = "position_ids" in known
         self.takes_cache = "use_cache" in known
-        self.scores_ends_only = score_ends_only(self.backbone)
+        self.cuts_last_layer = cut_last_layer(self.backbone)
 
     @property
     def backbone(self) -> nn.Module:
@@ -73,22 +73,27 @@ class RewardModel(nn.Module):
                 )
             mask = batch.attention_mask.long()
             return self.model(batch.input_ids, attention_mask=mask).logits[:, 0].float()
+
         inputs: dict[str, object] = {"input_ids": batch.input_ids}
         if self.takes_positions:
             inputs["position_ids"] = batch.position_ids
         if self.takes_cache:
             inputs["use_cache"] = False
+
         if batch.segments is None:
             inputs["attention_mask"] = batch.attention_mask.long()
         else:
             inputs["segments"] = batch.segments
-        ends_only = self.scores_ends_only and batch.end_segments is not None
+
+        ends_only = self.cuts_last_layer and batch.end_segments is not None
         if ends_only:
             inputs |= {"end_index": batch.end_index, "end_segments": batch.end_segments}
+
         hidden = self.backbone(**inputs).last_hidden_state.flatten(0, 1)
         if batch.token_pairs is not None:
             values = self._values(hidden)
             return values[batch.end_index], values
+
         if batch.mean_index is not None and batch.mean_answer is not None:
             values = self._values(hidden[batch.mean_index])
             means = values.new_zeros(len(batch.end_index))

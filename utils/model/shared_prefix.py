@@ -1,4 +1,14 @@
-"""Attention over packed rows, where the answers of a comparison share one copy of their prompt."""
+"""Attention over packed rows, where the answers of a comparison share one copy of their prompt.
+
+    row of tokens      [ prefix | tail 1 | tail 2 | tail 3 ][ next comparison ... ]
+
+    a segment's queries            its keys: each query sees those up to its own place
+    [ prefix | tail 1 ]            [ prefix | tail 1 ]
+              [ tail 2 ]           [ prefix | tail 2 ]
+              [ tail 3 ]           [ prefix | tail 3 ]
+
+The first tail stands behind the prefix, so that both are one causal segment.
+"""
 
 from collections.abc import Iterator
 
@@ -74,15 +84,19 @@ def shared_prefix_attention(
     """
     if reason := _what_packing_breaks(module, segments, kwargs):
         raise InputError(f"{reason}: give --batch_layout padded")
+
     assert segments is not None
+
     if row_keys is not None:
         if row_keys.kept is None:
             row_keys.kept = key, value
             return query.transpose(1, 2), None  # nobody uses it
         key, value = row_keys.kept
+
     options = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     if _has_varlen_kernel(query, value, dropout):
         return _fused(query, key, value, segments, sliding_window, options), None
+
     options["dropout_p"] = dropout
     pieces = _pieces(query, key, value, segments)
     outputs = [_attend(*piece, sliding_window, options).transpose(1, 2) for piece in pieces]
@@ -92,11 +106,14 @@ def shared_prefix_attention(
 AttentionInterface.register(NAME, shared_prefix_attention)
 
 
-def score_ends_only(model: PreTrainedModel) -> bool:
+def cut_last_layer(model: PreTrainedModel) -> bool:
     """Let the last decoder layer run the scored tokens alone, given `end_index` as an argument.
 
-    The layer still needs the keys and values of all tokens, but queries, residual stream and MLP
-    only of those whose hidden state the head reads.
+        all tokens      o o o o o o o o o o     hidden states before the last layer
+                        | | | | | | | | | |     keys and values: of all
+        scored tokens         q       q   q     queries, residual stream and MLP: of these alone
+                              |       |   |
+                              o       o   o     what the head reads
 
     Args:
         model: a Transformers decoder without a head.
@@ -109,7 +126,9 @@ def score_ends_only(model: PreTrainedModel) -> bool:
     attention_name, norm_name = LAST_LAYERS[model.config.model_type]
     layers = getattr(model, "decoder", model).layers
 
-    def keep_ends(layer: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def run_scored_tokens(
+        layer: torch.nn.Module, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict] | None:
         if kwargs.get("end_index") is None:
             return None
         kwargs = dict(kwargs)
@@ -125,7 +144,7 @@ def score_ends_only(model: PreTrainedModel) -> bool:
             kwargs["position_embeddings"] = tuple(part[:, index] for part in rotary)
         return (hidden[:, index],), kwargs
 
-    layers[-1].register_forward_pre_hook(keep_ends, with_kwargs=True)
+    layers[-1].register_forward_pre_hook(run_scored_tokens, with_kwargs=True)
     return True
 
 

@@ -112,9 +112,11 @@ def _shrunk(config: PreTrainedConfig, longest: float) -> dict:
     values = config.to_dict()
     for name in ("architectures", "dtype", "quantization_config", "id2label", "label2id"):
         values.pop(name, None)
+
     heads = getattr(config, "num_attention_heads", None)
     tokens = [value for name, value in values.items() if name.endswith(TOKENS) and value]
     special = [0, *{value[0] if isinstance(value, list) else value: None for value in tokens}]
+
     for name, value in list(values.items()):
         part = getattr(config, name, None)
         if isinstance(part, PreTrainedConfig):
@@ -127,8 +129,10 @@ def _shrunk(config: PreTrainedConfig, longest: float) -> dict:
             values[name] = SMALL[name] if SMALL[name] >= HEADS else min(value, SMALL[name])
         elif name.endswith(TOKENS) and value:
             values[name] = special.index(value[0] if isinstance(value, list) else value)
+
     _keep_kinds_of_layers(values, config)
     _fit_positions(values, config)
+
     known = inspect.signature(type(config)).parameters
     made = [n for n, value in values.items() if n in SMALL or isinstance(value, list)]
     for name in set(made) - known.keys():
@@ -197,12 +201,15 @@ class Trial:
             _rows(getattr(text_config, "eos_token_id", None)),
             PaddedCollator(text_config.pad_token_id),
         )
+
         # First together, since some models never leave a mode that a short batch brings about.
         together = _scores(model, [padded(rows, [1.0] * len(rows))])
         alone = _scores(model, [padded([row], [1.0]) for row in _each_answer(rows)])
+
         if not alone.isfinite().all():
             raise FloatingPointError("its scores are not finite")
         self.faults = {"padded": _fault(together, alone)}
+
         if packed and model.pools_itself:
             self.faults["packed"] = f"{config.model_type} is not a decoder"
         elif packed:

@@ -40,12 +40,15 @@ def check_headers(path: str, empty: PreTrainedModel, new_head: bool) -> Checked:
     """
     if _is_quantized(path, empty.config, new_head):
         return Checked(False, [])  # its weights have other names in the files
+
     weights = read_weights(path, "meta")
     renamed = deepspeed_chat.rename_weights(weights, prefix_of(empty))
     if renamed:
         weights, new_head = renamed, False  # it has a head, or a part of it is lost
+
     old = old_buffers(weights, empty)
     weights = {name: weight for name, weight in weights.items() if name not in old}
+
     try:
         model, info = type(empty).from_pretrained(
             None,
@@ -57,6 +60,7 @@ def check_headers(path: str, empty: PreTrainedModel, new_head: bool) -> Checked:
         )
     except Exception as error:
         raise InputError(not_a_model(path, "model.safetensors", error)) from error
+
     notes = check_names(path, model, info, new_head, _passed_over(model, weights))
     if old:
         notes.append(f"buffers that Transformers makes anew are left behind: {_shown(old)}")
@@ -87,11 +91,13 @@ def check_names(
     missing = sorted(info["missing_keys"])
     unexpected = {*info["unexpected_keys"], *passed_over}
     notes = []
+
     if new_head and not hasattr(model, "score"):
         raise InputError(
             f"{path}: {type(model).__name__} has no linear head `score`; expected a causal "
             "language model"
         )
+
     if HEAD in missing and not new_head:
         raise InputError(f"{path}: the scalar head {HEAD} is missing: {_other_head(unexpected)}")
     if HEAD in missing:
