@@ -8,14 +8,13 @@
 """
 
 import sys
-from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.settings import InputError, stop_on_signals
-from utils.training.settings import parse_training_arguments
+from utils.training.settings import TrainingSettings, parse_training_arguments
 
 # A wrong flag is answered before the seconds that the imports below take.
 if __name__ == "__main__":
@@ -71,13 +70,14 @@ if TYPE_CHECKING:
 AUDITED = ("data_path", "eval_data_path", "model_name_or_path", "max_seq_len", "overlength")
 
 
-def main(args: Namespace) -> None:
+def main(args: TrainingSettings) -> None:
     """Train as the command line says: data, model, engine, loop, save."""
     pretrained.quieten_libraries()
     distributed.keep_freed_memory()
     device = distributed.initialize(args.local_rank)
     check_folders(args)
-    distributed.log(*resolve_precision(args, device))
+    args, notes = resolve_precision(args, device)
+    distributed.log(*notes)
     ds_config = deepspeed_config(args, distributed.world_size())
     config = pretrained.load_config(args.model_name_or_path, args.trust_remote_code)
     pretrained.set_dropout(config, args.dropout)
@@ -86,13 +86,14 @@ def main(args: Namespace) -> None:
         print_estimate(pretrained.empty_model(config, trust_remote_code=args.trust_remote_code))
         return
     check_model(args, config)  # before minutes of tokenising
-    args.batch_layout, notes = choose_layout(config, args.batch_layout, args.max_seq_len)
+    layout, notes = choose_layout(config, args.batch_layout, args.max_seq_len)
+    args = replace(args, batch_layout=layout)
     distributed.log(*notes)
     checkpoint = find_checkpoint(args, device)
     progress = checkpoint.progress if checkpoint else Progress()
-    encoder = prepare_text(args, config, checkpoint)
-    collate = make_collator(encoder, args.batch_layout, loss_inputs(args))
-    eval_collate = make_collator(encoder, args.batch_layout)
+    args, encoder = prepare_text(args, config, checkpoint)
+    collate = make_collator(encoder, layout, loss_inputs(args))
+    eval_collate = make_collator(encoder, layout)
     sides = load_sides(args, encoder)
     remove_repeats(args, sides)
     look_at_data(args, config, sides, device)
@@ -126,7 +127,7 @@ def main(args: Namespace) -> None:
     conclude(args, trainer, checks)
 
 
-def check_model(args: Namespace, config: PreTrainedConfig) -> None:
+def check_model(args: TrainingSettings, config: PreTrainedConfig) -> None:
     """See that the model will load, and that LoRA finds its layers; no weight is read."""
     empty = pretrained.empty_model(config, trust_remote_code=args.trust_remote_code)
     check_head(args.model_name_or_path, empty)
@@ -138,9 +139,9 @@ def check_model(args: Namespace, config: PreTrainedConfig) -> None:
 
 
 def prepare_text(
-    args: Namespace, config: PreTrainedConfig, checkpoint: Checkpoint | None
-) -> ComparisonTokenizer:
-    """The tokenizer, with its end and padding tokens, and what makes rows of comparisons."""
+    args: TrainingSettings, config: PreTrainedConfig, checkpoint: Checkpoint | None
+) -> tuple[TrainingSettings, ComparisonTokenizer]:
+    """The settings with what the tokenizer says, and what makes rows of comparisons."""
     longest = getattr(config, "max_position_embeddings", None) or args.max_seq_len
     if args.max_seq_len > longest:
         raise InputError(
@@ -150,21 +151,21 @@ def prepare_text(
     tokenizer = pretrained.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token, args.chat_template)
     before = checkpoint.run.get("--chat_template_date") if checkpoint else None
-    args.chat_template_date = fix_date(tokenizer, args.chat_template_date or before)
-    if args.chat_template_date:
-        notes.append(f"the chat template writes a date, for good {args.chat_template_date}")
+    date = fix_date(tokenizer, args.chat_template_date or before)
+    if date:
+        notes.append(f"the chat template writes a date, for good {date}")
     distributed.log(*notes)
-    args.num_padding_at_beginning = check_num_padding_at_beginning(
-        tokenizer, end_token, args.num_padding_at_beginning
-    )
+    padding = check_num_padding_at_beginning(tokenizer, end_token, args.num_padding_at_beginning)
+    args = replace(args, chat_template_date=date, num_padding_at_beginning=padding)
+
     settings = TextSettings(
         end_token, args.max_seq_len, args.overlength, args.score_position, args.apply_chat_template
     )
-    return ComparisonTokenizer(tokenizer, settings)
+    return args, ComparisonTokenizer(tokenizer, settings)
 
 
 def look_at_data(
-    args: Namespace, config: PreTrainedConfig, sides: Sides, device: torch.device
+    args: TrainingSettings, config: PreTrainedConfig, sides: Sides, device: torch.device
 ) -> None:
     """Print what the data are like; with --audit_data write it; with --strict end if it is bad."""
     serious = False
@@ -189,7 +190,7 @@ def look_at_data(
 
 
 def load_model(
-    args: Namespace,
+    args: TrainingSettings,
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     ds_config: dict,
@@ -221,7 +222,7 @@ def load_model(
 
 
 def save(
-    args: Namespace,
+    args: TrainingSettings,
     engine: "DeepSpeedEngine",
     encoder: ComparisonTokenizer,
     counts: dict,
@@ -245,7 +246,7 @@ def save(
 
         pretrained.save_model(
             engine.module,
-            merge_lora(state_dict, args.lora_alpha / max(args.lora_dim, 1)),
+            merge_lora(state_dict, args.lora_scale),
             encoder.tokenizer,
             settings,
             args.output_dir,
@@ -256,7 +257,7 @@ def save(
     distributed.barrier()
 
 
-def conclude(args: Namespace, trainer: Trainer, checks: ModelChecks) -> None:
+def conclude(args: TrainingSettings, trainer: Trainer, checks: ModelChecks) -> None:
     """Draw the curves, save the last model, and fail if the saved one did not pass its checks."""
     trainer.log.finish()
     if args.save_best:

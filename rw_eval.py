@@ -8,7 +8,6 @@
 `python rw_eval.py --help` lists every flag.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -17,11 +16,12 @@ from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 from utils.settings import InputError, stop_on_signals  # first: it says which package is missing
 
 # isort: split
-from utils.evaluation.settings import parse_evaluation_arguments
+from utils.evaluation.settings import ScorerSettings, parse_evaluation_arguments
 
 if __name__ == "__main__":
     stop_on_signals()
@@ -66,7 +66,7 @@ from utils.output.files import check_folder
 from utils.output.tables import print_table
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: ScorerSettings) -> None:
     """Score what the command line names: rows, one prompt, or the built-in prompts."""
     if args.compare:
         compare_models(args)
@@ -86,10 +86,11 @@ def main(args: argparse.Namespace) -> None:
     # Before rows are read: whether the weights are there, and with the scalar head.
     check_head(path, pretrained.empty_model(config, trust_remote_code=trust))
     checked = pretrained.check_weights(path, config, trust_remote_code=trust)
-    encoder = load_encoder(args, config, checked.is_deepspeed_chat)
+    args, encoder = load_encoder(args, config, checked.is_deepspeed_chat)
     longest = encoder.settings.max_seq_len
     distributed.log(*fix_positions(config, longest))
-    args.batch_layout, notes = choose_layout(config, args.batch_layout, longest)
+    layout, notes = choose_layout(config, args.batch_layout, longest)
+    args = replace(args, batch_layout=layout)
     distributed.log(*notes)
     # Rows before the model: what is wrong with them shows at once.
     streams = open_streams(args, encoder)
@@ -105,7 +106,7 @@ def main(args: argparse.Namespace) -> None:
         score_prompts(args, scorer, prompts)
 
 
-def compare_models(args: argparse.Namespace) -> None:
+def compare_models(args: ScorerSettings) -> None:
     """Print two evaluations side by side, and write that if there is a folder."""
     before = Path(args.output_dir or "") / "compare.json"
     if args.output_dir:
@@ -122,9 +123,12 @@ def compare_models(args: argparse.Namespace) -> None:
 
 
 def load_encoder(
-    args: argparse.Namespace, config: PreTrainedConfig, is_deepspeed_chat: bool
-) -> ComparisonTokenizer:
-    """The tokenizer with training's settings, where the command line does not override them."""
+    args: ScorerSettings, config: PreTrainedConfig, is_deepspeed_chat: bool
+) -> tuple[ScorerSettings, ComparisonTokenizer]:
+    """The settings with what the tokenizer says, and the tokenizer as training had it.
+
+    The command line overrides what the checkpoint says of training.
+    """
     tokenizer = pretrained.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     saved = saved_settings(args.model_name_or_path, config)
     is_foreign = not saved
@@ -132,7 +136,7 @@ def load_encoder(
     end_token, notes = prepare_tokenizer(
         tokenizer, args.add_eot_token, args.chat_template, answer_end == "as_written"
     )
-    args.chat_template_date = fix_date(tokenizer, args.chat_template_date)
+    args = replace(args, chat_template_date=fix_date(tokenizer, args.chat_template_date))
     if args.chat_template_date:
         notes.append(
             "the chat template asks for today's date: the scores hold for "
@@ -155,7 +159,7 @@ def load_encoder(
             unscored = getattr(config, "pad_token_id", None)
     distributed.log(*notes)
     check_num_padding_at_beginning(tokenizer, settings.end_token, args.num_padding_at_beginning)
-    return ComparisonTokenizer(tokenizer, settings, unscored)
+    return args, ComparisonTokenizer(tokenizer, settings, unscored)
 
 
 def saved_settings(path: str, config: PreTrainedConfig) -> dict:
@@ -177,7 +181,7 @@ def saved_settings(path: str, config: PreTrainedConfig) -> dict:
     return saved
 
 
-def how_answers_end(args: argparse.Namespace, saved: dict, is_deepspeed_chat: bool) -> str:
+def how_answers_end(args: ScorerSettings, saved: dict, is_deepspeed_chat: bool) -> str:
     """What `answer_end` of the TextSettings is, if --answer_end does not say it.
 
     Who trained a model of other origin fed it what its chat template or its tokenizer writes;
@@ -211,7 +215,7 @@ def describe_foreign(settings: TextSettings, has_template: bool) -> str:
 
 
 def load_scorer(
-    args: argparse.Namespace,
+    args: ScorerSettings,
     config: PreTrainedConfig,
     encoder: ComparisonTokenizer,
     device: torch.device,
@@ -245,7 +249,7 @@ def load_scorer(
     )
 
 
-def open_streams(args: argparse.Namespace, encoder: ComparisonTokenizer) -> list[Stream]:
+def open_streams(args: ScorerSettings, encoder: ComparisonTokenizer) -> list[Stream]:
     """The rows that --data_path or --benchmark name; none if neither is given."""
     # Where data goes to standard output, nothing else does.
     to_output = chosen_form(args) is not None and not args.output_dir
@@ -269,7 +273,7 @@ def open_streams(args: argparse.Namespace, encoder: ComparisonTokenizer) -> list
     return streams
 
 
-def score_streams(args: argparse.Namespace, scorer: Scorer, streams: list[Stream]) -> None:
+def score_streams(args: ScorerSettings, scorer: Scorer, streams: list[Stream]) -> None:
     """Score all rows and write what was asked for: data made with the scores, or a report."""
     form = chosen_form(args)
     path = begin_output(args, scorer.encoder) if args.output_dir else None
@@ -296,9 +300,7 @@ def make_data(scorer: Scorer, streams: list[Stream], form: Form, file: LineFile)
     distributed.log(f"{counts}, {written:,} lines written{f' to {file.path}' if file.path else ''}")
 
 
-def evaluate(
-    args: argparse.Namespace, scorer: Scorer, streams: list[Stream], file: LineFile
-) -> None:
+def evaluate(args: ScorerSettings, scorer: Scorer, streams: list[Stream], file: LineFile) -> None:
     """Score rows and print the metrics; write scores.jsonl and the report if there is a folder."""
     counts, tallies = RowCounts(), Tallies(args.label)
 
@@ -316,7 +318,7 @@ def evaluate(
     print(counts)
     if not counts.scored:
         raise InputError(f"{', '.join(s.path for s in streams)}: no row has an answer to score")
-    report = {
+    report: dict[str, Any] = {
         "model": args.model_name_or_path,
         "data": [stream.path for stream in streams],
         "settings": asdict(scorer.encoder.settings),

@@ -2,16 +2,17 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 import yaml
 
 from tests.conftest import ROOT
 from utils.evaluation.settings import parse_evaluation_arguments
+from utils.settings import FREE, REFUSED, SIZE, InputError
 from utils.training import settings
-from utils.training.model_card import ARGUMENTS
-from utils.training.plan import FREE, IDENTITY, SAID, SIZES
-from utils.training.settings import SCHEDULERS, parse_training_arguments, training_parser
+from utils.training.plan import identity_of
+from utils.training.settings import SCHEDULERS, parse_training_arguments
 
 # Every flag of DeepSpeed-Chat's step 2, as its users type them.
 DEEPSPEED_CHAT = """--data_path Dahoas/rm-static Dahoas/full-hh-rlhf --data_split 2,4,4
@@ -224,18 +225,28 @@ def test_an_unknown_flag_is_answered_with_the_nearest(words, nearest, capsys):
 
 def test_a_run_and_its_model_card_name_every_flag_of_the_loss():
     """So that no run goes on with another loss than its training state's."""
-    groups = training_parser()._action_groups
-    (group,) = [group for group in groups if str(group.title).startswith("loss")]
-    names = {action.dest for action in group._group_actions}
+    args = parse_training_arguments(["--model_name_or_path", "m"])
+    names = {entry.name for entry in fields(settings.LossSettings)}
     assert {"loss", "margin"} < names
-    assert names <= set(IDENTITY) and names <= set(ARGUMENTS)
+    assert {f"--{name}" for name in names} <= set(identity_of(args))
+    assert names <= set(args.flags(REFUSED, SIZE, settings.LENGTH))
 
 
 def test_every_flag_has_one_meaning_for_a_run_that_goes_on():
     """Refused, said, compared as a size, or free: no flag changes what trains in silence."""
-    flags = {action.dest for action in training_parser()._actions} - {"help"}
-    classes = [*IDENTITY, *SAID, *SIZES, *FREE]
-    assert sorted(classes) == sorted(flags)
+    args = parse_training_arguments(["--model_name_or_path", "m"])
+    meanings = {entry.name: entry.metadata["resume"] for entry in fields(args)}
+    assert list(args.flags()) != [] and set(args.flags()) == set(meanings)
+    for name, meaning in meanings.items():
+        assert meaning in (REFUSED, SIZE, FREE) or len(meaning.split()) > 3, name
+
+
+def test_nothing_changes_settings():
+    args = parse_training_arguments(["--model_name_or_path", "m"])
+    with pytest.raises(FrozenInstanceError):
+        args.dtype = "bf16"
+    with pytest.raises(InputError, match="--seed is -1; it must be at least 0"):
+        replace(args, seed=-1)
 
 
 def write_config(folder, values, name="config.yaml"):

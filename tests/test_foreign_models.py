@@ -1,6 +1,7 @@
 """Reward models that others trained get the scores that plain Transformers gives them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,9 +70,10 @@ def load_scorer(folder, *words):
     given = ["--model_name_or_path", folder, *words]
     args = parse_evaluation_arguments([str(word) for word in given])
     config = pretrained.load_config(str(folder))
-    args.batch_layout, _ = rw_eval.choose_layout(config, args.batch_layout)
+    layout, _ = rw_eval.choose_layout(config, args.batch_layout)
+    args = replace(args, batch_layout=layout)
     checked = pretrained.check_weights(str(folder), config)
-    encoder = rw_eval.load_encoder(args, config, checked.is_deepspeed_chat)
+    args, encoder = rw_eval.load_encoder(args, config, checked.is_deepspeed_chat)
     return rw_eval.load_scorer(args, config, encoder, torch.device("cpu"))
 
 

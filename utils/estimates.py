@@ -2,7 +2,6 @@
 
 import copy
 import timeit
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from transformers import PreTrainedConfig
 from utils import distributed
 from utils.model.pretrained import DTYPES, new_model
 from utils.output.tables import TextTable, print_table
+from utils.training.settings import TrainingSettings
 
 GIB = 2**30
 
@@ -110,7 +110,7 @@ ROUNDS = 3
 
 
 def estimate_seconds(
-    args: Namespace,
+    args: TrainingSettings,
     config: PreTrainedConfig,
     device: torch.device,
     tokens: int,
@@ -149,7 +149,7 @@ def estimate_seconds(
 
 
 def _time_layers(
-    args: Namespace, config: PreTrainedConfig, layers: int, ids: torch.Tensor
+    args: TrainingSettings, config: PreTrainedConfig, layers: int, ids: torch.Tensor
 ) -> tuple[float, int, float]:
     """Seconds of a micro-batch with so many layers, its weights, and seconds of the optimiser."""
     config = copy.deepcopy(config)

@@ -4,9 +4,12 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
-from types import FrameType, TracebackType
+from functools import partial
+from types import FrameType, NoneType, TracebackType, UnionType
+from typing import Any, ClassVar, get_args, get_origin
 
 try:
     import yaml
@@ -76,6 +79,127 @@ def user_path(text: str) -> str:
     return path
 
 
+# What another value of a flag means to a run that goes on from a training state. REFUSED: it would
+# be another run. SIZE: what the sizes make together is compared, a step. FREE: nothing that trains
+# depends on it, but for rounding. Any other sentence is printed, and the run goes on.
+REFUSED, SIZE, FREE = "refused", "size", "free"
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    resume: str = REFUSED,
+    least: float | None = 0,
+    also: Mapping[str, tuple[Any, str]] | None = None,
+    exclusive: bool = False,
+    **options: Any,
+) -> Any:
+    """A field of a class of settings, which is also the flag of that name.
+
+    Its type is the field's: a bool makes a switch, `bool | None` a switch with --no-FLAG, a list
+    takes several words. A field whose default None is filled in before anything asks for it, is of
+    the type that it then has.
+
+    Args:
+        default: the value without the flag; `dataclasses.MISSING` if the flag must be given.
+        help: what it means, in the words of --help.
+        resume: what another value means to a run that goes on, as above.
+        least: the smallest number that it takes; None: any.
+        also: switches that stand for one of its values, each with that value and its help.
+        exclusive: of all fields of the class that are, one alone may be given.
+        options: of `add_argument`: choices, metavar, nargs, const, type, action.
+    """
+    metadata: dict[str, Any] = {
+        "resume": resume,
+        "least": least,
+        "also": also or {},
+        "exclusive": exclusive,
+    }
+    metadata["options"] = {"help": help, **options}
+    if isinstance(default, list):
+        return field(default_factory=partial(list, default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Flags that belong together, and what can be checked in them alone.
+
+    A subclass with fields is a group of the help; its `_check` refuses what contradicts. A whole
+    command line is the class that has all its groups as bases: it can be given to any function that
+    takes one of them.
+
+    Raises:
+        InputError: a value cannot be meant; the message names its flag.
+    """
+
+    title: ClassVar[str]
+    about: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value, least = getattr(self, entry.name), entry.metadata["least"]
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and least is not None and not value >= least:  # also if it is NaN
+                raise InputError(f"--{entry.name} is {value}; it must be at least {least}")
+
+        for group in type(self).__mro__:
+            if check := vars(group).get("_check"):
+                check(self)
+
+    def flags(self, *meanings: str) -> dict[str, Any]:
+        """Values by the names of their flags, in the order of the help.
+
+        Args:
+            meanings: only flags of which another value means one of these to a run that goes on.
+        """
+        entries = [entry for group in type(self).__bases__ for entry in fields(group)]
+        return {
+            entry.name: getattr(self, entry.name)
+            for entry in entries
+            if not meanings or entry.metadata["resume"] in meanings
+        }
+
+
+def _add_group(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
+    group = parser.add_argument_group(settings.title, settings.about)
+    exclusive = None
+
+    for entry in fields(settings):
+        add = group.add_argument
+        if entry.metadata["exclusive"]:
+            exclusive = exclusive or group.add_mutually_exclusive_group()
+            add = exclusive.add_argument
+        add(f"--{entry.name}", **_argument(entry))
+        for name, (value, text) in entry.metadata["also"].items():
+            add(name, dest=entry.name, action="store_const", const=value, help=text)
+
+
+def _argument(entry: Field) -> dict[str, Any]:
+    """What `add_argument` takes for a field."""
+    options: dict[str, Any] = {}
+    kind, default = entry.type, entry.default
+    if isinstance(kind, UnionType):
+        kind = next(part for part in get_args(kind) if part is not NoneType)
+    if get_origin(kind) is list:
+        kind, options["nargs"] = get_args(kind)[0], "+"
+
+    if kind is bool:
+        optional = argparse.BooleanOptionalAction
+        options["action"] = optional if default is None else "store_true"
+    elif kind is not str:
+        options["type"] = kind
+
+    if entry.default_factory is not MISSING:
+        default = entry.default_factory()
+    if default is MISSING:
+        options["required"] = True
+    else:
+        options["default"] = default
+    return options | entry.metadata["options"]
+
+
 class FlagParser(argparse.ArgumentParser):
     """Reads flags from the command line and, where --config names one, from a file before it.
 
@@ -83,6 +207,7 @@ class FlagParser(argparse.ArgumentParser):
     and both are checked in the same way.
 
     Args:
+        settings: class with the groups of flags as its bases.
         prog, usage, description: as of an ArgumentParser.
         config: what --config can be, for the help.
         removed: flags that there were once, perhaps with a value, and what to do instead.
@@ -90,12 +215,15 @@ class FlagParser(argparse.ArgumentParser):
 
     def __init__(
         self,
+        settings: type[Settings],
+        *,
         prog: str,
         usage: str,
         description: str,
         config: str,
         removed: Mapping[str, str] | None = None,
     ):
+        self.settings = settings
         self.removed = removed or {}
         # A shortened flag is taken for a mistyped one, since later versions may make it ambiguous.
         super().__init__(
@@ -108,9 +236,17 @@ class FlagParser(argparse.ArgumentParser):
             help=f"YAML or JSON file with flags, {config}; flags given here win over the file, "
             "the file over defaults",
         )
+        for group in settings.__bases__:
+            _add_group(self, group)
 
-    def parse(self, argv: list[str] | None) -> argparse.Namespace:
-        """Parse the words of a command line (None: the process's); exit with code 2 on bad ones."""
+    def parse(self, argv: list[str] | None) -> Any:
+        """The settings of a command line (None: the process's); exits with code 2 on bad words."""
+        try:
+            return self.settings(**vars(self._parse_words(argv)))
+        except InputError as error:
+            self.error(str(error))
+
+    def _parse_words(self, argv: list[str] | None) -> argparse.Namespace:
         given = sys.argv[1:] if argv is None else argv
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         finder.add_argument("--config", type=user_path)
@@ -180,22 +316,13 @@ def _words(action: argparse.Action, value) -> list[str]:
     return [f"{flag}={','.join(map(str, value))}"]  # data_split
 
 
-def add_layout(add: Callable) -> None:
-    """Add the flags of the batch layout, which main.py and rw_eval.py share, to a group."""
-    add(
-        "--batch_layout",
-        choices=("packed", "padded"),
-        help="packed: one row without padding, the tokens that the answers of a comparison share "
-        "are computed once; padded: a row for each answer; same scores (default: packed where the "
+def layout_flag() -> Any:
+    """--batch_layout, which main.py and rw_eval.py share."""
+    return flag(
+        None,
+        "packed: one row without padding, the tokens that the answers of a comparison share are "
+        "computed once; padded: a row for each answer; same scores (default: packed where the "
         "model family can)",
+        choices=("packed", "padded"),
+        resume=FREE,
     )
-
-
-def require(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, least: float, *names: str
-) -> None:
-    """Exit with code 2 if an argument is below `least`; None passes."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and not value >= least:
-            parser.error(f"--{name} is {value}; it must be at least {least}")

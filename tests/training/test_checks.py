@@ -1,6 +1,6 @@
 """What the checks of a saved model find, and that they find it."""
 
-from argparse import Namespace
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -12,6 +12,7 @@ from utils.data.comparison import Comparison
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 from utils.model import pretrained
 from utils.training.checks import CheckError, ModelChecks
+from utils.training.settings import TrainingSettings
 
 CPU = torch.device("cpu")
 
@@ -42,8 +43,8 @@ def rows(encoder):
 
 @pytest.fixture
 def args(tmp_path):
-    names = {"batch_layout": "packed", "trust_remote_code": False}
-    return Namespace(**names, output_dir=str(tmp_path / "out"))
+    out = str(tmp_path / "out")
+    return TrainingSettings(model_name_or_path="m", batch_layout="packed", output_dir=out)
 
 
 def check(args, rows, encoder, model, spoil=lambda weights: weights, save_format="hf"):
@@ -64,7 +65,7 @@ def passed(checks):
 @pytest.mark.parametrize("save_format", ["hf", "dschat"])
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_a_sound_model_passes(args, rows, encoder, opt_model, layout, save_format):
-    args.batch_layout = layout
+    args = replace(args, batch_layout=layout)
     config = pretrained.load_config(str(opt_model))
     options = {"layout": layout, "new_head": True}
     model, _ = pretrained.load_model(str(opt_model), config, encoder.tokenizer, **options)

@@ -1,17 +1,18 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from utils.settings import InputError
+from utils.training import settings
 from utils.training.engine import deepspeed_config, resolve_precision
 from utils.training.settings import parse_training_arguments
 
 
 def arguments(*words):
     args = parse_training_arguments(["--model_name_or_path", "m", *words])
-    args.dtype = args.dtype or "fp32"
-    return args
+    return replace(args, dtype=args.dtype or "fp32")
 
 
 def test_batch_sizes_multiply():
@@ -39,16 +40,16 @@ MONITORS = {
 
 
 @pytest.mark.parametrize("asked", [[], *([name] for name in MONITORS), ["csv", "wandb"]])
-def test_monitors_are_deepspeeds(asked):
+def test_monitors_are_deepspeeds(asked, monkeypatch):
     from deepspeed.monitor.config import get_monitor_config
 
-    args = arguments("--output_dir", "out")
-    args.monitor = asked  # the flag would need the packages
+    monkeypatch.setattr(settings, "find_spec", lambda package: package)  # it need not be there
+    args = replace(arguments("--output_dir", "out"), monitor=asked)
     config = get_monitor_config(deepspeed_config(args, 1))
-    for name, (entry, settings) in MONITORS.items():
+    for name, (entry, expected) in MONITORS.items():
         read = getattr(config, entry)
         assert read.enabled is (name in asked)
-        assert {setting: getattr(read, setting) for setting in settings} == settings
+        assert {setting: getattr(read, setting) for setting in expected} == expected
 
 
 def test_the_folder_of_tensorboard():
@@ -57,11 +58,11 @@ def test_the_folder_of_tensorboard():
     assert (entry["enabled"], entry["output_path"]) == (True, "tb")
 
 
-def test_a_config_file_says_what_a_monitor_needs(tmp_path):
+def test_a_config_file_says_what_a_monitor_needs(tmp_path, monkeypatch):
     file = tmp_path / "ds.json"
     file.write_text(json.dumps({"wandb": {"project": "p"}}))
-    args = arguments("--deepspeed_config", str(file))
-    args.monitor = ["wandb"]
+    monkeypatch.setattr(settings, "find_spec", lambda package: package)
+    args = replace(arguments("--deepspeed_config", str(file)), monitor=["wandb"])
     assert deepspeed_config(args, 1)["wandb"] == {"enabled": True, "project": "p"}
 
 
@@ -81,13 +82,13 @@ def test_one_precision_at_most_is_on(dtype):
 def test_precision_on_a_cpu():
     cpu = torch.device("cpu")
     args = parse_training_arguments(["--model_name_or_path", "m"])
-    notes = resolve_precision(args, cpu)
+    args, notes = resolve_precision(args, cpu)
     assert args.dtype == "fp32"
     assert "fp32 on this CPU" in notes[0]
     with pytest.raises(InputError, match="fp16 needs a GPU"):
         resolve_precision(arguments("--dtype", "fp16"), cpu)
-    args = arguments("--dtype", "bf16")
-    assert "--zero_stage 1" in resolve_precision(args, cpu)[0]
+    args, notes = resolve_precision(arguments("--dtype", "bf16"), cpu)
+    assert "--zero_stage 1" in notes[0]
     assert args.zero_stage == 1
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from utils import distributed
 from utils.training.log import RunLog, draw_curves, source_table, write_arguments
+from utils.training.settings import TrainingSettings
 
 RESULT = {
     "loss": 0.5,
@@ -113,7 +114,7 @@ def test_what_is_not_finite_is_null(make_log, value):
 def test_the_build_of_torch_is_told(tmp_path, monkeypatch):
     """Where pip brings the build for CUDA, the version of the package does not say so."""
     monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
-    write_arguments(SimpleNamespace(output_dir=str(tmp_path)), {}, {}, 8)
+    write_arguments(TrainingSettings(model_name_or_path="m", output_dir=str(tmp_path)), {}, {}, 8)
     versions = json.loads((tmp_path / "training_args.json").read_text())["versions"]
     assert versions["torch"] == "2.13.0+cu130" and versions["deepspeed"]
 

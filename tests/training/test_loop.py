@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -149,7 +150,7 @@ def train(folder, engine, *words, eval_batch=4, mixture=None):
     """Train two passes as main.py does, or what is left of them."""
     common = ["--model_name_or_path", "m", "--output_dir", str(folder), "--num_train_epochs", "2"]
     args = parse_training_arguments([*common, *map(str, words)])
-    args.dtype, args.gradient_accumulation_steps = "fp32", ACCUMULATION
+    args = replace(args, dtype="fp32", gradient_accumulation_steps=ACCUMULATION)
     checkpoint = find_checkpoint(args, CPU)
     progress = checkpoint.progress if checkpoint else Progress()
     if checkpoint:

@@ -1,6 +1,7 @@
 """The loop with other losses than the default one, around the engine of test_loop.py."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_a_run_with_another_loss_resumes_and_learns(tmp_path, words):
 def test_an_all_tied_step_counts_its_comparisons():
     row = {**TRAIN[0], "ranks": [0, 0]}
     args = parse_training_arguments(["--model_name_or_path", "m", "--tie_threshold", "1"])
-    args.dtype, args.gradient_accumulation_steps = "fp32", ACCUMULATION
+    args = replace(args, dtype="fp32", gradient_accumulation_steps=ACCUMULATION)
     collate = PaddedCollator(1, inputs=loss_inputs(args))
     batches = iter([collate([row, row], [1.0, 1.0]), collate([row], [0.0])])
     sums, _ = run_step(args, Engine(), batches, CPU, 1)

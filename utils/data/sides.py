@@ -1,9 +1,8 @@
 """The two sides of a run, what trains and what evaluates, with all rows of all sources."""
 
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -81,7 +80,7 @@ class Sides:
     evaluation: list[Part]
 
 
-def load_sides(args: Namespace, encoder: ComparisonTokenizer) -> Sides:
+def load_sides(args: Any, encoder: ComparisonTokenizer) -> Sides:
     """Tokenise all sources and give their rows to the sides; nothing is left out but by the split.
 
     Without an evaluation set, prompts are held out from the sources that have no test split.
@@ -115,7 +114,7 @@ def load_sides(args: Namespace, encoder: ComparisonTokenizer) -> Sides:
     return Sides(train, evaluation)
 
 
-def load_evaluation(args: Namespace, opened: list[Opened]) -> list[Part]:
+def load_evaluation(args: Any, opened: list[Opened]) -> list[Part]:
     """The parts of the sources that --eval_data_path names."""
     parts = []
     for one in opened:
@@ -127,7 +126,7 @@ def load_evaluation(args: Namespace, opened: list[Opened]) -> list[Part]:
     return parts
 
 
-def open_sources(args: Namespace, flag: str, encoder: ComparisonTokenizer) -> list[Opened]:
+def open_sources(args: Any, flag: str, encoder: ComparisonTokenizer) -> list[Opened]:
     """Open what a flag names, and say once of each source which of its columns are read.
 
     Args:

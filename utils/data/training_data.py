@@ -1,8 +1,8 @@
 """Which comparisons train and which evaluate: chosen from what was read, and counted."""
 
-from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import numpy as np
@@ -52,13 +52,13 @@ class TrainingData:
     counts: dict
 
 
-def remove_repeats(args: Namespace, sides: Sides) -> None:
+def remove_repeats(args: Any, sides: Sides) -> None:
     """Take away what --deduplicate means, and from the evaluation the prompts that train."""
     _remove_duplicates(sides.train, args.deduplicate)
     _remove_leaks(sides)
 
 
-def choose(args: Namespace, sides: Sides) -> TrainingData:
+def choose(args: Any, sides: Sides) -> TrainingData:
     """Join what each side takes after `remove_repeats`, with its counts and weights.
 
     Raises:
@@ -86,7 +86,7 @@ def choose(args: Namespace, sides: Sides) -> TrainingData:
     return TrainingData(train, evaluation, *sizes, mixture, counts)
 
 
-def _why_none(args: Namespace, sides: Sides, leaks: int) -> str:
+def _why_none(args: Any, sides: Sides, leaks: int) -> str:
     """Why a side got no comparison, and what mends it."""
     held_out = [part for part in sides.evaluation if part.held_out]
     keys = np.concatenate([part.keys()[part.taken] for part in (*sides.train, *held_out)])
@@ -261,7 +261,7 @@ def _mixture(parts: list[Part]) -> Mixture | None:
     return mixture
 
 
-def _check_columns(args: Namespace, parts: list[Part]) -> None:
+def _check_columns(args: Any, parts: list[Part]) -> None:
     """Say how many comparisons lack what a flag asks for.
 
     Raises:

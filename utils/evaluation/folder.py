@@ -1,6 +1,5 @@
 """The folder of an evaluation: whether it may be written to, and what it is begun with."""
 
-import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -8,18 +7,19 @@ from pathlib import Path
 from utils import distributed
 from utils.data.tokenization import ComparisonTokenizer
 from utils.evaluation.records import FORMS
+from utils.evaluation.settings import ScorerSettings
 from utils.output.files import check_folder
 from utils.settings import InputError
 
 NOTE = "evaluation_args.json"
 
 
-def chosen_form(args: argparse.Namespace) -> str | None:
+def chosen_form(args: ScorerSettings) -> str | None:
     """Which of the FORMS was asked for; None: scores and a report."""
     return next((name for name in FORMS if getattr(args, name)), None)
 
 
-def describe(args: argparse.Namespace, encoder: ComparisonTokenizer) -> dict:
+def describe(args: ScorerSettings, encoder: ComparisonTokenizer) -> dict:
     """What an evaluation must share with the one that it goes on with; `file` has its lines."""
     flags = (
         *("model_name_or_path", "data_path", "format", "columns", "benchmark", "label", "dtype"),
@@ -30,7 +30,7 @@ def describe(args: argparse.Namespace, encoder: ComparisonTokenizer) -> dict:
     return {**asked, "file": name, "text settings": asdict(encoder.settings)}
 
 
-def check_output_dir(args: argparse.Namespace, encoder: ComparisonTokenizer) -> None:
+def check_output_dir(args: ScorerSettings, encoder: ComparisonTokenizer) -> None:
     """Look, before the model is loaded, whether the evaluation may be written to --output_dir.
 
     Raises:
@@ -48,7 +48,7 @@ def check_output_dir(args: argparse.Namespace, encoder: ComparisonTokenizer) -> 
         raise InputError(fault)
 
 
-def _check_evaluation(args: argparse.Namespace, asked: dict) -> None:
+def _check_evaluation(args: ScorerSettings, asked: dict) -> None:
     """Raise the InputError of `check_output_dir` for what an earlier evaluation has left."""
     folder = Path(args.output_dir)
     note = folder / NOTE
@@ -73,7 +73,7 @@ def _check_evaluation(args: argparse.Namespace, asked: dict) -> None:
         )
 
 
-def begin_output(args: argparse.Namespace, encoder: ComparisonTokenizer) -> Path:
+def begin_output(args: ScorerSettings, encoder: ComparisonTokenizer) -> Path:
     """Remove what an earlier evaluation has left, note what is being done, and name the file."""
     folder, asked = Path(args.output_dir), describe(args, encoder)
     file = folder / asked["file"]

@@ -1,11 +1,10 @@
 """Scores of the answers to single prompts: given by flags, built in, or typed one by one."""
 
-import argparse
-
 from utils.data.comparison import Comparison
 from utils.data.tokenization import NOT_RENDERED, ComparisonTokenizer
 from utils.evaluation.report import print_scores
 from utils.evaluation.scoring import Scorer
+from utils.evaluation.settings import ScorerSettings
 from utils.settings import InputError
 
 # Prompt, good answer, bad answer.
@@ -27,14 +26,14 @@ BUILT_IN = (
 )
 
 
-def given_prompts(args: argparse.Namespace, encoder: ComparisonTokenizer) -> list[Comparison]:
+def given_prompts(args: ScorerSettings, encoder: ComparisonTokenizer) -> list[Comparison]:
     """The prompt of the command line with its answers, or else the built-in ones.
 
     Raises:
         InputError: an answer is empty, too long, or not what the chat template writes.
     """
     if args.prompt is not None:
-        prompts = [(args.prompt, args.response)]
+        prompts: list[tuple] = [(args.prompt, args.response)]
     else:
         prompts = [([{"role": "user", "content": text}], answers) for text, *answers in BUILT_IN]
     comparisons = [
@@ -59,7 +58,7 @@ def given_prompts(args: argparse.Namespace, encoder: ComparisonTokenizer) -> lis
     return comparisons
 
 
-def score_prompts(args: argparse.Namespace, scorer: Scorer, comparisons: list[Comparison]) -> None:
+def score_prompts(args: ScorerSettings, scorer: Scorer, comparisons: list[Comparison]) -> None:
     """Score and print what `given_prompts` returned."""
     rows = scorer(comparisons)
     if args.prompt is not None:

@@ -9,7 +9,6 @@ import json
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import chdir
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ import torch
 from utils import distributed
 from utils.output.files import write_whole
 from utils.settings import InputError
+from utils.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -63,7 +63,7 @@ class Checkpoint:
         run: what the run that goes on must have in common with it, by the names users know.
         world_size: number of ranks that wrote it.
         batch: comparisons (or, with a limit in tokens, tokens) of a step.
-        flags: values of the flags that may change, each of which is said (plan.SAID).
+        flags: values of the flags that may change, each of which is said (plan.said_of).
         saved_model: accuracy and step of what --save_best had put into the output folder;
             NO_MODEL if there was none, or another one. None: the state is older than this entry.
     """
@@ -98,7 +98,7 @@ class Checkpoint:
         Args:
             run: what must be equal, by the names users know.
             batch: as the attribute.
-            said: flags with their values and what another value means (plan.SAID).
+            said: flags with their values and what another value means (plan.said_of).
 
         Raises:
             InputError: something in `run` differs.
@@ -129,7 +129,7 @@ class Checkpoint:
             )
 
 
-def check_output_dir(args: Namespace) -> None:
+def check_output_dir(args: TrainingSettings) -> None:
     """Refuse to write over a model, or to mix the training states of two runs.
 
     Raises:
@@ -164,7 +164,7 @@ def check_output_dir(args: Namespace) -> None:
         )
 
 
-def remove_foreign_states(args: Namespace, checkpoint: Checkpoint | None) -> None:
+def remove_foreign_states(args: TrainingSettings, checkpoint: Checkpoint | None) -> None:
     """Empty the folder of training states, unless the run goes on from one in it."""
     root = _root(args)
     if _writes(args) and not (checkpoint and _is_inside(checkpoint.folder, root)):
@@ -172,7 +172,7 @@ def remove_foreign_states(args: Namespace, checkpoint: Checkpoint | None) -> Non
     distributed.barrier()
 
 
-def find_checkpoint(args: Namespace, device: torch.device) -> Checkpoint | None:
+def find_checkpoint(args: TrainingSettings, device: torch.device) -> Checkpoint | None:
     """The training state that --resume_from_checkpoint means; every rank gets the same.
 
     None without the flag, and for `latest` where nothing was saved yet.
@@ -208,7 +208,7 @@ def find_checkpoint(args: Namespace, device: torch.device) -> Checkpoint | None:
 
 
 def save_checkpoint(
-    engine: "DeepSpeedEngine", args: Namespace, progress: Progress, **others: object
+    engine: "DeepSpeedEngine", args: TrainingSettings, progress: Progress, **others: object
 ) -> Path:
     """Save the training state, and return its folder; every rank calls it.
 
@@ -254,7 +254,7 @@ def save_checkpoint(
     return folder
 
 
-def forget_saved_model(args: Namespace) -> None:
+def forget_saved_model(args: TrainingSettings) -> None:
     """Let no state of the folder say that a model of --save_best is there: another replaces it."""
     root = _root(args)
     for step in _steps(root) if _writes(args) else ():
@@ -298,7 +298,7 @@ def _repair_optimizer(engine: "DeepSpeedEngine", groups: list[dict]) -> None:
             state["step"] = state["step"].clone()
 
 
-def reshard(checkpoint: Checkpoint, ds_config: dict, args: Namespace) -> Path:
+def reshard(checkpoint: Checkpoint, ds_config: dict, args: TrainingSettings) -> Path:
     """Where the engine loads a training state from; every rank calls it.
 
     States of ZeRO are in pieces, one a rank. For another number of ranks DeepSpeed's universal
@@ -360,7 +360,7 @@ def _steps(root: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def _find_fault(folder: Path, args: Namespace, device: torch.device) -> str | None:
+def _find_fault(folder: Path, args: TrainingSettings, device: torch.device) -> str | None:
     """What is wrong with a training state; None, on every rank, if no rank finds a fault."""
     fault = _find_own_fault(folder)
     if distributed.max_over_ranks(int(fault is not None), device):

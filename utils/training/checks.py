@@ -1,6 +1,5 @@
 """What a saved model must pass before it is trusted: checks on a fixed sample."""
 
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from utils.evaluation.scoring import score_batches
 from utils.model import pretrained
 from utils.model.reward_model import RewardModel
 from utils.settings import InputError
+from utils.training.settings import TrainingSettings
 
 COMPARISONS = 32
 BATCH_SIZE = 4  # comparisons; so small that no batch needs more memory than training did
@@ -60,7 +60,11 @@ class ModelChecks:
     """
 
     def __init__(
-        self, args: Namespace, rows: Dataset, encoder: ComparisonTokenizer, device: torch.device
+        self,
+        args: TrainingSettings,
+        rows: Dataset,
+        encoder: ComparisonTokenizer,
+        device: torch.device,
     ):
         chosen = np.random.default_rng(0).permutation(len(rows))[:COMPARISONS]
         self.rows = rows.select(chosen).to_list()

@@ -1,7 +1,7 @@
 """From the command line to a DeepSpeed engine."""
 
 import json
-from argparse import Namespace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ import torch
 
 from utils.settings import InputError
 from utils.training.optimizer import build_optimizer, build_scheduler, parameter_groups
+from utils.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -17,29 +18,30 @@ if TYPE_CHECKING:
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
-def resolve_precision(args: Namespace, device: torch.device) -> list[str]:
-    """Fill in --dtype, and the ZeRO stage that bf16 needs; returns sentences that say so.
+def resolve_precision(
+    args: TrainingSettings, device: torch.device
+) -> tuple[TrainingSettings, list[str]]:
+    """The settings with --dtype, and the ZeRO stage that bf16 needs; and sentences that say so.
 
     Raises:
         InputError: fp16 was asked for on a CPU.
     """
     notes = []
     if args.dtype is None:
-        if device.type == "cpu":
-            args.dtype = "fp32"
-        else:
-            args.dtype = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        on_gpu = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        args = replace(args, dtype="fp32" if device.type == "cpu" else on_gpu)
         notes.append(f"--dtype is not given: {args.dtype} on this {device.type.upper()}")
+
     if args.dtype == "fp16" and device.type == "cpu":
         raise InputError("--dtype fp16 needs a GPU: on a CPU give fp32 (the default) or bf16")
     if args.dtype == "bf16" and args.zero_stage == 0:
         # In stage 0 DeepSpeed takes an optimiser step on zero gradients when it starts.
-        args.zero_stage = 1
+        args = replace(args, zero_stage=1)
         notes.append("bf16 runs with --zero_stage 1: DeepSpeed's stage 0 is inexact with bf16")
-    return notes
+    return args, notes
 
 
-def deepspeed_config(args: Namespace, world_size: int) -> dict:
+def deepspeed_config(args: TrainingSettings, world_size: int) -> dict:
     """The DeepSpeed configuration that the arguments mean; a pure function.
 
     --deepspeed_config is merged over it, entry by entry.
@@ -74,10 +76,10 @@ def deepspeed_config(args: Namespace, world_size: int) -> dict:
     return config
 
 
-def _monitors(args: Namespace) -> dict[str, dict]:
+def _monitors(args: TrainingSettings) -> dict[str, dict]:
     """The entries of DeepSpeed's monitors for --monitor."""
     tensorboard = args.tensorboard_path or str(Path(args.output_dir) / "tensorboard")
-    entries = {
+    entries: dict[str, dict] = {
         "tensorboard": {"output_path": tensorboard, "job_name": "reward_model"},
         "wandb": {"project": "reward_model"},
         "comet": {"project": "reward_model", "samples_log_interval": 1},
@@ -90,7 +92,7 @@ def _monitors(args: Namespace) -> dict[str, dict]:
 
 
 def build_engine(
-    model: torch.nn.Module, config: dict, args: Namespace, total_steps: int
+    model: torch.nn.Module, config: dict, args: TrainingSettings, total_steps: int
 ) -> "DeepSpeedEngine":
     """Hand the model to DeepSpeed; an optimizer or scheduler in `config` takes precedence."""
     import deepspeed

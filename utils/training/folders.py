@@ -1,15 +1,15 @@
 """The folders that a run writes to, tried before anything is read."""
 
-from argparse import Namespace
 from collections.abc import Iterator
 
 from utils import distributed
 from utils.output.files import check_folder
 from utils.settings import InputError
 from utils.training.checkpoint import check_output_dir
+from utils.training.settings import TrainingSettings
 
 
-def check_folders(args: Namespace) -> None:
+def check_folders(args: TrainingSettings) -> None:
     """Make sure that each rank can and may write where it will; every rank calls it.
 
     The cache of tokenised rows is tried where there is something to write to it (cache.py).
@@ -28,7 +28,7 @@ def check_folders(args: Namespace) -> None:
         raise InputError(fault)
 
 
-def _folders(args: Namespace) -> Iterator[tuple[str, str]]:
+def _folders(args: TrainingSettings) -> Iterator[tuple[str, str]]:
     """What this rank writes to, and the flags that name it."""
     if args.dry_run or args.estimate_memory:
         return

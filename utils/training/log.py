@@ -5,7 +5,6 @@ import math
 import platform
 import shutil
 import subprocess
-from argparse import Namespace
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,7 @@ from utils import distributed
 from utils.evaluation.metrics import SOURCE_METRICS, SUMS, summarize
 from utils.output.pictures import ACCENT, DARK, LIGHT, picture
 from utils.output.tables import TextTable, print_table
+from utils.training.settings import OutputSettings, TrainingSettings
 from utils.training.throughput import Throughput
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ PACKAGES = ("deepspeed", "transformers", "datasets", "accelerate", "peft")
 
 
 def write_arguments(
-    args: Namespace, ds_config: dict, counts: dict, global_batch_size: float
+    args: TrainingSettings, ds_config: dict, counts: dict, global_batch_size: float
 ) -> None:
     """Write training_args.json: arguments, versions, git commit, counts of the data."""
     if not distributed.is_main():
         return
     record = {
-        "arguments": vars(args),
+        "arguments": args.flags(),
         "world_size": distributed.world_size(),
         "global_batch_size": global_batch_size,
         "deepspeed_config": ds_config,
@@ -65,7 +65,7 @@ class RunLog:
 
     def __init__(
         self,
-        args: Namespace,
+        args: OutputSettings,
         total_steps: int,
         monitor: "MonitorMaster",
         throughput: Throughput,

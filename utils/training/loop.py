@@ -4,7 +4,6 @@ import re
 import shlex
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
@@ -20,6 +19,7 @@ from utils.training.checkpoint import NO_MODEL, Progress, save_checkpoint
 from utils.training.engine import step_engine
 from utils.training.log import RunLog
 from utils.training.loss import training_loss
+from utils.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -42,7 +42,7 @@ class Trainer:
         result: of the last evaluation (scoring.evaluate_batches).
     """
 
-    args: Namespace
+    args: TrainingSettings
     engine: "DeepSpeedEngine"
     device: torch.device
     log: RunLog
@@ -152,7 +152,7 @@ class Trainer:
 
 
 def run_step(
-    args: Namespace,
+    args: TrainingSettings,
     engine: "DeepSpeedEngine",
     batches: Iterator[Batch],
     device: torch.device,

@@ -5,15 +5,15 @@ pairs of a comparison, then over comparisons, as in InstructGPT (arXiv 2203.0215
 """
 
 import math
-from argparse import Namespace
 
 import torch
 from torch.nn.functional import logsigmoid
 
 from utils.data.batching import Batch, LossInputs
+from utils.training.settings import LossSettings
 
 
-def loss_inputs(args: Namespace) -> LossInputs:
+def loss_inputs(args: LossSettings) -> LossInputs:
     """What batches must carry for the loss of a command line."""
     return LossInputs(
         margins=args.margin,
@@ -25,7 +25,7 @@ def loss_inputs(args: Namespace) -> LossInputs:
 
 
 def training_loss(
-    args: Namespace, scores: torch.Tensor, values: torch.Tensor | None, batch: Batch
+    args: LossSettings, scores: torch.Tensor, values: torch.Tensor | None, batch: Batch
 ) -> torch.Tensor:
     """The loss that the command line asks for: each --loss has its case here.
 

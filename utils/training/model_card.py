@@ -2,7 +2,6 @@
 
 import json
 import os
-from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from string import Template
 
@@ -10,6 +9,8 @@ from huggingface_hub import ModelCardData
 
 from utils.data.sources.names import parse_word
 from utils.output.tables import markdown_grid, number_text
+from utils.settings import REFUSED, SIZE
+from utils.training.settings import LENGTH, TrainingSettings
 
 METRICS = (
     ("comparisons", "comparisons", ","),
@@ -22,26 +23,6 @@ METRICS = (
     ("worse_score", "score of worse answers, mean", ".3f"),
     ("score_mean", "score of all answers, mean", ".3f"),
     ("score_std", "score of all answers, standard deviation", ".3f"),
-)
-
-ARGUMENTS = (
-    "loss",
-    "margin",
-    "label",
-    "label_smoothing",
-    "tie_threshold",
-    "sample_weights",
-    "center_rewards_coefficient",
-    "learning_rate",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "lr_scheduler_type",
-    "weight_decay",
-    "dtype",
-    "zero_stage",
-    "lora_dim",
-    "seed",
 )
 
 CARD = Template("""---
@@ -143,7 +124,7 @@ POSITIONS = {
 
 
 def model_card(
-    args: Namespace, settings: dict, counts: dict, result: dict, checks: Iterable
+    args: TrainingSettings, settings: dict, counts: dict, result: dict, checks: Iterable
 ) -> str:
     """The README.md of a saved reward model.
 
@@ -179,13 +160,13 @@ def model_card(
         data=_table(("data", "use", "read", "kept", "dropped"), _data_rows(counts)),
         held_out=f"{counts['eval_comparisons']:,}",
         settings=json.dumps(
-            {"settings": settings, "arguments": {name: getattr(args, name) for name in ARGUMENTS}},
+            {"settings": settings, "arguments": args.flags(REFUSED, SIZE, LENGTH)},
             indent=2,
         ),
     )
 
 
-def _front_matter(args: Namespace) -> str:
+def _front_matter(args: TrainingSettings) -> str:
     # Only what is on the hub may be named there.
     base = None if os.path.exists(args.model_name_or_path) else args.model_name_or_path
     paths = args.data_path + (args.eval_data_path or [])

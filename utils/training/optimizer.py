@@ -1,16 +1,16 @@
 """Decay groups, the optimiser and its schedule."""
 
-from argparse import Namespace
-
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
+from utils.training.settings import OptimizerSettings, TrainingSettings
+
 BETAS = (0.9, 0.95)  # DeepSpeed-Chat's
 
 
-def parameter_groups(model: nn.Module, args: Namespace) -> list[dict]:
+def parameter_groups(model: nn.Module, args: TrainingSettings) -> list[dict]:
     """Group what trains: decayed or not (biases and norms), adapters or not.
 
     Args:
@@ -43,7 +43,7 @@ def build_optimizer(groups: list[dict], offload: bool) -> torch.optim.Optimizer:
 
 
 def build_scheduler(
-    optimizer: torch.optim.Optimizer, args: Namespace, total_steps: int
+    optimizer: torch.optim.Optimizer, args: OptimizerSettings, total_steps: int
 ) -> LRScheduler:
     """The learning-rate schedule over `total_steps` optimiser steps, warm-up included."""
     return get_scheduler(

@@ -1,8 +1,8 @@
 """What a run still has to compute: its micro-batches, counted and shown before the first runs."""
 
 import json
-from argparse import Namespace
 from collections.abc import Iterable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,44 +15,9 @@ from utils.data.sampling import Grouping, TrainingPlan, evaluation_plan, padded_
 from utils.data.tokenization import ComparisonTokenizer
 from utils.data.training_data import TrainingData
 from utils.evaluation.scoring import Sources
+from utils.settings import FREE, REFUSED, SIZE, Settings
 from utils.training.checkpoint import Progress
-
-# What another value of a flag means to a run that goes on from a training state. Every flag is in
-# one of four classes. IDENTITY: it would be another run, and is refused.
-IDENTITY = (
-    *("only_optimize_lora", "center_rewards_coefficient"),
-    *("seed", "dtype", "zero_stage", "learning_rate", "weight_decay", "score_position"),
-    *("lora_dim", "lora_alpha", "lora_module_name", "lora_learning_rate"),
-    *("loss", "margin", "label", "label_smoothing", "tie_threshold", "sample_weights"),
-    *("lr_scheduler_type", "num_warmup_steps", "warmup_ratio", "max_grad_norm", "dropout"),
-    "chat_template_date",
-)
-# SAID: the run goes on, otherwise than it began, and a line says so with these words.
-_LENGTH = "the learning rate follows the schedule of the new length"
-_DATA = "what trains may differ, of which the number of comparisons and tokens is compared"
-_EVALUATION = "evaluations from here on may differ from those before"
-SAID = {
-    **dict.fromkeys(("num_train_epochs", "max_steps"), _LENGTH),
-    **dict.fromkeys(("model_name_or_path", "data_path", "format", "columns"), _DATA),
-    **dict.fromkeys(("data_split", "eval_fraction", "deduplicate", "max_bad_rows"), _DATA),
-    **dict.fromkeys(("max_seq_len", "overlength", "apply_chat_template", "chat_template"), _DATA),
-    **dict.fromkeys(("add_eot_token", "num_padding_at_beginning"), _DATA),
-    **dict.fromkeys(("eval_data_path", "eval_interval", "eval_iters"), _EVALUATION),
-    "early_stopping_patience": "evaluations before count too",
-    "deepspeed_config": "its entries hold from here on",
-}
-# SIZES: what they make together is compared, the size of a step.
-SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_tokens_per_micro_batch")
-# FREE: nothing that trains depends on it, but for rounding.
-FREE = (
-    *("trust_remote_code", "data_output_path", "num_workers", "audit_data", "strict"),
-    *("batch_layout", "gradient_checkpointing", "compute_fp32_loss"),
-    *("save_adapter", "offload", "estimate_memory", "deepspeed", "local_rank"),
-    *("per_device_eval_batch_size", "output_dir", "save_format", "overwrite_output_dir"),
-    *("logging_steps", "monitor", "enable_tensorboard", "tensorboard_path", "dry_run"),
-    *("save_interval", "save_total_limit", "resume_from_checkpoint", "use_node_local_storage"),
-    *("save_best", "config"),
-)
+from utils.training.settings import TrainingSettings
 
 
 class RunPlan(NamedTuple):
@@ -85,7 +50,11 @@ class RunPlan(NamedTuple):
 
 
 def plan_run(
-    args: Namespace, data: TrainingData, collate: Collate, progress: Progress, device: torch.device
+    args: TrainingSettings,
+    data: TrainingData,
+    collate: Collate,
+    progress: Progress,
+    device: torch.device,
 ) -> RunPlan:
     """Plan what is left of the epochs."""
     grouping = _grouping(args, data.train_sizes, args.per_device_train_batch_size)
@@ -109,7 +78,7 @@ def plan_run(
 
 
 def plan_evaluation(
-    args: Namespace, data: TrainingData, collate: Collate
+    args: TrainingSettings, data: TrainingData, collate: Collate
 ) -> tuple[Iterable[Batch], Sources]:
     """This rank's batches of an evaluation, and where their comparisons come from."""
     size = args.per_device_eval_batch_size
@@ -120,7 +89,7 @@ def plan_evaluation(
 
 
 def show_plan(
-    args: Namespace,
+    args: TrainingSettings,
     ds_config: dict,
     encoder: ComparisonTokenizer,
     data: TrainingData,
@@ -129,7 +98,7 @@ def show_plan(
 ) -> None:
     """Print what a run would do, for --dry_run."""
     distributed.log(f"global batch: {plan.batch_size:g} comparisons, {plan.total_steps} steps")
-    parts = {"arguments": vars(args), "DeepSpeed": ds_config, "data": data.counts}
+    parts = {"arguments": args.flags(), "DeepSpeed": ds_config, "data": data.counts}
     for title, part in parts.items():
         distributed.log(f"{title}: {json.dumps(part, indent=2)}")
     rows = data.train.select(range(min(2, len(data.train)))).to_list()
@@ -170,17 +139,22 @@ def _check_warmup(args, total_steps: int) -> None:
         )
 
 
-def identity_of(args) -> dict:
+def identity_of(args: Settings) -> dict:
     """What a run that goes on from a training state must share with it, by flag."""
-    return {f"--{name}": getattr(args, name) for name in IDENTITY}
+    return {f"--{name}": value for name, value in args.flags(REFUSED).items()}
 
 
-def said_of(args) -> dict[str, tuple]:
+def said_of(args: TrainingSettings) -> dict[str, tuple]:
     """Flags that may change, each with its value and what another one means."""
-    values = dict(vars(args))
+    said = {
+        f"--{entry.name}": (getattr(args, entry.name), entry.metadata["resume"])
+        for entry in fields(args)
+        if entry.metadata["resume"] not in (REFUSED, SIZE, FREE)
+    }
     if path := args.deepspeed_config:  # its entries count, not its name
-        values["deepspeed_config"] = json.loads(Path(path).read_text(encoding="utf-8"))
-    return {f"--{name}": (values[name], meaning) for name, meaning in SAID.items()}
+        _, meaning = said["--deepspeed_config"]
+        said["--deepspeed_config"] = json.loads(Path(path).read_text(encoding="utf-8")), meaning
+    return said
 
 
 def _count_tokens(sizes: dict, epoch: TrainingPlan, device) -> dict[str, int]:

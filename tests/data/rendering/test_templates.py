@@ -148,7 +148,7 @@ def test_a_run_keeps_the_date_that_it_began_with(tmp_path, opt_tokenizer, monkey
 
     def prepare(*more, state=None):
         args = parse_training_arguments([*words, "--max_seq_len", "64", *more])
-        encoder = main.prepare_text(args, pretrained.load_config(folder), state)
+        args, encoder = main.prepare_text(args, pretrained.load_config(folder), state)
         return args.chat_template_date, encoder
 
     today, encoder = prepare()
