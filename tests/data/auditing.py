@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 
-from utils.data import cache
+from utils.data import token_rows
 from utils.data.tokenization import text_key
 
 # What an audit reads.
 NAMES = ("index", "answers", "ranks", "dropped", "problem", "unrendered", "cut", "prompt_tokens")
 NAMES += ("answer_tokens", "shared", "tokens", "source", "prompt_key", "answer_keys")
-SCHEMA = pa.schema([cache.SCHEMA.field(name) for name in NAMES])
+SCHEMA = pa.schema([token_rows.SCHEMA.field(name) for name in NAMES])
 
 
 def make_row(prompt="p", answers=("a", "b"), ranks=(0, 1), **changes) -> dict:

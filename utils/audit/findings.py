@@ -16,16 +16,8 @@ from utils.audit.rows import (
     UNRENDERED,
     AuditedData,
 )
-from utils.data.tokenization import (
-    CUT_IDENTICAL,
-    EMPTY,
-    IDENTICAL,
-    MALFORMED,
-    NOT_RENDERED,
-    TIED,
-    TOO_LONG,
-    WRITE_IT,
-)
+from utils.data.token_rows import Reason
+from utils.data.tokenization import WRITE_IT
 from utils.output.tables import percent_text
 
 SHOWN = 5  # rows, or sources, that a finding names
@@ -77,11 +69,11 @@ CONTRADICT = "that rank two answers the other way round than another one"
 LONGER = "raise --max_seq_len"
 RULES = (
     Rule(
-        *("malformed", True, (MALFORMED,), "Malformed rows"),
+        *("malformed", True, (Reason.MALFORMED,), "Malformed rows"),
         "mend or remove them; --max_bad_rows says how many may pass",
     ),
     Rule(
-        *(NOT_RENDERED, True, (NOT_RENDERED,)),
+        *(Reason.NOT_RENDERED, True, (Reason.NOT_RENDERED,)),
         "Rows with a part of an answer that the chat template does not write",
         WRITE_IT,
     ),
@@ -118,18 +110,23 @@ RULES = (
         "--eval_data_path with other prompts has none",
     ),
     Rule(
-        *("identical after truncation", True, (CUT_IDENTICAL,)),
+        *("identical after truncation", True, (Reason.CUT_IDENTICAL,)),
         "have answers that are identical once they are cut",
         f"{LONGER}, or give --overlength truncate_prompt",
         limit=0.01,
     ),
     Rule(
-        *("too long", False, (TOO_LONG,), "are left out because an answer alone is too long"),
+        *(
+            "too long",
+            False,
+            (Reason.TOO_LONG,),
+            "are left out because an answer alone is too long",
+        ),
         f"{LONGER}, or cut answers with --overlength truncate_end",
         limit=0.1,
     ),
     Rule(
-        *("tied or empty", False, (TIED, EMPTY, IDENTICAL)),
+        *("tied or empty", False, (Reason.TIED, Reason.EMPTY, Reason.IDENTICAL)),
         "are left out because their answers are tied, empty or identical",
         "look at them in rows.jsonl (--audit_data); ties train with --tie_threshold",
         limit=0.1,

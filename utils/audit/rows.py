@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from utils.data.keys import comparison_keys
 from utils.data.sides import Part
-from utils.data.tokenization import MALFORMED, TIED
+from utils.data.token_rows import Reason
 
 TRAINING, EVALUATION = "training", "evaluation"
 
@@ -88,7 +88,7 @@ def read_data(train: Sequence[Part], evaluation: Sequence[Part], ties: bool = Fa
     rows["row"] = rows["index"] + 1
     rows["key"] = comparison_keys(table)
     rows["kept"] = pc.list_value_length(table["answers"]).to_numpy()
-    readable = ~rows["held_out"] & ~rows["dropped"].isin(["", MALFORMED])
+    readable = ~rows["held_out"] & ~rows["dropped"].isin(["", Reason.MALFORMED])
     rows["readable"] = rows["taken"] | rows["removed"] | readable
 
     answers = _read_answers(table)
@@ -99,7 +99,7 @@ def read_data(train: Sequence[Part], evaluation: Sequence[Part], ties: bool = Fa
 def _read_part(part: Part, number: int, training: bool, ties: bool) -> pa.Table:
     table = pa.table({name: part.table.data[name] for name in (*NUMBERS, *TEXTS, *LISTS)})
     if training and ties:
-        is_tied = pc.equal(table["dropped"], TIED)
+        is_tied = pc.equal(table["dropped"], Reason.TIED)
         dropped = pc.if_else(is_tied, "", table["dropped"])
         table = table.set_column(table.schema.get_field_index("dropped"), "dropped", dropped)
 

@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import inspect
 import json
 import multiprocessing
 import os
@@ -22,54 +21,21 @@ import filelock
 import pyarrow as pa
 
 from utils import distributed
-from utils.data import comparison, tokenization
 from utils.data.comparison import Comparison
-from utils.data.formats import columns, conversations, layouts, messages, readers, reading, spelling
+from utils.data.formats import reading
 from utils.data.formats.columns import ColumnMap
-from utils.data.rendering import renderer, templates, unrendered
-from utils.data.sources import files
 from utils.data.sources.files import RawRow, Rows, parse_row
-from utils.data.tokenization import MALFORMED, ComparisonTokenizer, dropped_row
+from utils.data.token_rows import SCHEMA, Reason, empty_row
+from utils.data.tokenization import ComparisonTokenizer
 from utils.output.files import check_folder, why_not_written
 from utils.settings import InputError
-
-INTEGERS = pa.list_(pa.int32())
-SCHEMA = pa.schema(
-    {
-        "index": pa.int64(),
-        "input_ids": pa.list_(INTEGERS),
-        "answer_starts": INTEGERS,
-        "answers": INTEGERS,
-        "ranks": INTEGERS,
-        "grades": pa.list_(pa.float32()),
-        "votes": pa.list_(pa.float32()),
-        "weight": pa.float32(),
-        "dropped": pa.string(),
-        "problem": pa.string(),
-        "unrendered": pa.string(),
-        "empty_answers": pa.int32(),
-        "long_answers": pa.int32(),
-        "cut": pa.int32(),
-        "prompt_tokens": pa.int32(),
-        "answer_tokens": INTEGERS,
-        "length": pa.int32(),
-        "shared": pa.int32(),
-        "tokens": pa.int32(),
-        "source": pa.string(),
-        "prompt_key": pa.int64(),
-        "answer_keys": pa.list_(pa.int64()),
-    }
-)
 
 # A piece of work ends at whichever comes first, so that memory is bounded for rows of any size.
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 8 * 2**20
 CACHE_FLAG = "--data_output_path"
-# Whatever in the code changes the tokens is a part of the key.
-CODE = (
-    *(templates, columns, comparison, conversations, files, layouts, messages, readers),
-    *(reading, renderer, spelling, tokenization, unrendered),
-)
+# A part of every key: a change of the code that gives the same rows other tokens raises it.
+FORMAT = 1
 
 
 class Encoder:
@@ -110,7 +76,7 @@ class Encoder:
         read = [self._read(raw) for raw in raw_rows]
         good = iter(self.tokenizer.rows([r for r in read if isinstance(r, Comparison)]))
         return [
-            next(good) if isinstance(r, Comparison) else dropped_row(MALFORMED, self.source, r)
+            next(good) if isinstance(r, Comparison) else empty_row(self.source, Reason.MALFORMED, r)
             for r in read
         ]
 
@@ -139,7 +105,7 @@ def tokenize(
     """Tokenise all rows, or map what an earlier run has tokenised.
 
     The file's key covers the content of the data, the tokenizer with its template, the settings,
-    the layout, the new names of columns, the source's name, the code and the versions of the
+    the layout, the new names of columns, the source's name, FORMAT and the versions of the
     libraries. A file is put in place when it is complete; what a killed run left is written anew.
 
     Args:
@@ -248,6 +214,7 @@ def _chunks(rows: Iterable[RawRow]) -> Iterator[tuple[int, list[RawRow]]]:
 def _key(rows: Rows, encoder: Encoder) -> str:
     tokenizer = encoder.tokenizer
     content = (
+        str(FORMAT),
         rows.fingerprint(),
         tokenizer.tokenizer.backend_tokenizer.to_str(),
         str(tokenizer.tokenizer.chat_template),
@@ -255,6 +222,5 @@ def _key(rows: Rows, encoder: Encoder) -> str:
         json.dumps(asdict(tokenizer.settings)),
         *encoder.key,
         *(version(name) for name in ("transformers", "tokenizers")),
-        *map(inspect.getsource, CODE),
     )
     return hashlib.blake2b("\0".join(content).encode(), digest_size=16).hexdigest()

@@ -13,7 +13,8 @@ from utils import distributed
 from utils.data import cache
 from utils.data.sources import files
 from utils.data.sources.names import Source, parse_sources
-from utils.data.tokenization import TIED, ComparisonTokenizer, usable_reasons
+from utils.data.token_rows import Reason
+from utils.data.tokenization import ComparisonTokenizer, usable_reasons
 
 
 @dataclass(eq=False)  # a part equals itself alone
@@ -227,7 +228,9 @@ def _hold_out(train: list[Part], candidates: list[Part], fraction: float) -> lis
     for part in train:
         is_held_out = np.isin(part.keys(), held_out)
         if part in candidates:
-            taken = part.taken & is_held_out & ~is_dropped(part.table, TIED)  # ties only train
+            taken = (
+                part.taken & is_held_out & ~is_dropped(part.table, Reason.TIED)
+            )  # ties only train
             parts.append(Part(part.source, f"{part.label} (held out)", part.table, taken, True))
         part.taken &= ~is_held_out
     return parts

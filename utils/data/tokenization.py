@@ -12,6 +12,7 @@ from utils.data.comparison import Comparison, common_prefix_length
 from utils.data.formats.messages import says_something
 from utils.data.rendering.renderer import Renderer
 from utils.data.rendering.templates import set_chat_template
+from utils.data.token_rows import Reason, empty_row
 from utils.settings import InputError
 
 if TYPE_CHECKING:  # slow to import
@@ -19,26 +20,7 @@ if TYPE_CHECKING:  # slow to import
 
 END_OF_TEXT = "<|endoftext|>"
 
-MALFORMED = "malformed"
-NOT_RENDERED = "not rendered by the chat template"
 WRITE_IT = "give a template that writes it (--chat_template), or remove it from the data"
-EMPTY = "empty answer"
-TOO_LONG = "longer than max_seq_len"
-TIED = "tied"
-IDENTICAL = "identical answers"
-CUT_IDENTICAL = "identical after truncation"
-FEW = "fewer than two answers"
-
-# Entries of a tokenised row; the others are weight, dropped, problem, unrendered
-# and source.
-LISTS = (
-    *("input_ids", "answer_starts", "answers", "answer_tokens", "answer_keys"),
-    *("ranks", "grades", "votes"),
-)
-NUMBERS = (
-    *("empty_answers", "long_answers", "prompt_tokens", "prompt_key"),
-    *("cut", "length", "shared", "tokens"),
-)
 
 
 @dataclass(frozen=True)
@@ -168,32 +150,16 @@ class ComparisonTokenizer:
             self.end_ids.append(tokenizer.pad_token_id)
 
     def rows(self, comparisons: Sequence[Comparison]) -> list[dict]:
-        """Tokenise comparisons.
-
-        Returns:
-            A dict for each comparison, with
-            input_ids: the sequence of each answer that is kept, prompt and end token included;
-            answer_starts: where in it the answer begins;
-            answers: which of the K answers these are; ranks: of all K;
-            grades, votes: of all K, [] if there are none; weight: None if there is none;
-            dropped: why the comparison cannot train, "" if it can; problem: what is malformed, or
-            which part of an answer the chat template does not write; unrendered: of the prompt;
-            empty_answers, long_answers: answers that are not kept;
-            cut: tokens that the policy took from the longest sequence, 0 if it did nothing;
-            prompt_tokens: of the prompt, answer_tokens: of each kept answer, before any cut;
-            length: tokens of the longest sequence; shared: tokens that all kept sequences begin
-            with; tokens: of all, these counted once;
-            source; prompt_key, answer_keys: hashes that equal prompts and equal answers share.
-        """
+        """Tokenise comparisons: the columns of token_rows.COLUMNS but `index` for each of them."""
         rows, texts = [], []
         for comparison in comparisons:
             try:
                 rendered = self.render(comparison)
             except (jinja2.TemplateError, TypeError, ValueError) as error:
                 problem = f"chat template: {error}"
-                rows.append(dropped_row(MALFORMED, comparison.source, problem))
+                rows.append(empty_row(comparison.source, Reason.MALFORMED, problem))
                 continue
-            row = dropped_row("", comparison.source)
+            row = empty_row(comparison.source)
             said = [i for i, response in enumerate(comparison.responses) if _has_text(response)]
             row["answers"], row["empty_answers"] = said, len(comparison.responses) - len(said)
             row["ranks"], row["weight"] = list(comparison.ranks), comparison.weight
@@ -203,7 +169,11 @@ class ComparisonTokenizer:
             row["answer_keys"] = [text_key(response) for response in comparison.responses]
             row["unrendered"] = rendered.unrendered
             if rendered.lost:
-                row["answers"], row["dropped"], row["problem"] = [], NOT_RENDERED, rendered.lost
+                row["answers"], row["dropped"], row["problem"] = (
+                    [],
+                    Reason.NOT_RENDERED,
+                    rendered.lost,
+                )
             texts += [
                 (rendered.texts[i], rendered.prompt_ends[i], rendered.chat) for i in row["answers"]
             ]
@@ -260,8 +230,8 @@ class ComparisonTokenizer:
         row["shared"] = common_prefix_length(row["input_ids"])
         row["tokens"] = sum(map(len, row["input_ids"])) - row["shared"] * (len(row["answers"]) - 1)
         row["dropped"] = row["dropped"] or _why_unusable(row)
-        if row["dropped"] == IDENTICAL and any(ids != whole[0] for ids in whole):
-            row["dropped"] = CUT_IDENTICAL
+        if row["dropped"] == Reason.IDENTICAL and any(ids != whole[0] for ids in whole):
+            row["dropped"] = Reason.CUT_IDENTICAL
 
     def _cut_prompt(self, row: dict) -> None:
         """Cut the same tokens from the left of the prompt of every answer.
@@ -280,22 +250,9 @@ class ComparisonTokenizer:
         row["answer_starts"] = [start - cut for start in row["answer_starts"]]
 
 
-def dropped_row(reason: str, source: str, problem: str = "") -> dict:
-    """What `ComparisonTokenizer.rows` gives for a row of which nothing is kept."""
-    return {
-        **{name: [] for name in LISTS},
-        **dict.fromkeys(NUMBERS, 0),
-        "weight": None,
-        "dropped": reason,
-        "problem": problem,
-        "unrendered": "",
-        "source": source,
-    }
-
-
 def usable_reasons(ties: bool) -> tuple[str, ...]:
     """What `dropped` says of rows that can train; `ties`: whether those tied all over can."""
-    return ("", TIED) if ties else ("",)
+    return ("", Reason.TIED) if ties else ("",)
 
 
 def _keep_answers(row: dict, kept: list[int]) -> None:
@@ -308,12 +265,12 @@ def _keep_answers(row: dict, kept: list[int]) -> None:
 def _why_unusable(row: dict) -> str:
     if len(row["answers"]) < 2:
         if row["empty_answers"]:
-            return EMPTY
-        return TOO_LONG if row["long_answers"] else FEW
+            return Reason.EMPTY
+        return Reason.TOO_LONG if row["long_answers"] else Reason.FEW
     if all(ids == row["input_ids"][0] for ids in row["input_ids"]):
-        return IDENTICAL
+        return Reason.IDENTICAL
     # Where two answers differ and two ranks do, some pair of answers differs in both.
-    return TIED if len({row["ranks"][i] for i in row["answers"]}) == 1 else ""
+    return Reason.TIED if len({row["ranks"][i] for i in row["answers"]}) == 1 else ""
 
 
 def text_key(value: str | list) -> int:

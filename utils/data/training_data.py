@@ -13,21 +13,10 @@ from utils import distributed
 from utils.data.keys import comparison_keys, is_first
 from utils.data.sampling import Mixture
 from utils.data.sides import Part, Sides, is_dropped
-from utils.data.tokenization import (
-    EMPTY,
-    MALFORMED,
-    NOT_RENDERED,
-    TOO_LONG,
-    WRITE_IT,
-    text_key,
-    usable_reasons,
-)
+from utils.data.token_rows import BATCH_COLUMNS, Reason
+from utils.data.tokenization import WRITE_IT, text_key, usable_reasons
 from utils.settings import InputError
 
-TRAINING_COLUMNS = (
-    *("index", "input_ids", "answer_starts", "answers", "ranks", "grades", "votes", "weight"),
-    *("length", "shared", "tokens", "source", "prompt_key"),
-)
 EMPTY_KEYS = (text_key(""), text_key([{"role": "user", "content": ""}]))  # of prompts
 SHOWN = 5  # malformed rows that an error names
 
@@ -37,7 +26,7 @@ class TrainingData:
     """What a run trains and evaluates on.
 
     Attributes:
-        train, evaluation: comparisons with TRAINING_COLUMNS.
+        train, evaluation: comparisons with BATCH_COLUMNS.
         train_sizes, evaluation_sizes: int32 arrays [n] of them: tokens, length, and the number of
             answers (arrays, since lists of millions of numbers are slow).
         mixture: how epochs are drawn from sources with weights; None: all comparisons, once.
@@ -125,14 +114,14 @@ def count_rows(table: datasets.Dataset, ties: bool = False) -> dict:
     dropped = Counter(data.column("dropped").to_pylist())
     for reason in usable:
         del dropped[reason]
-    if number := dropped.pop(MALFORMED, 0):
-        dropped[f"{MALFORMED}, first: {_malformed(table, 1)[0]}"] = number
+    if number := dropped.pop(Reason.MALFORMED, 0):
+        dropped[f"{Reason.MALFORMED}, first: {_malformed(table, 1)[0]}"] = number
     kept = is_dropped(table, *usable)
     unrendered = Counter(data.column("unrendered").filter(kept).to_pylist())
     del unrendered[""]
     names = ("empty_answers", "long_answers", "cut")
     empty, long, cut = (data.column(name).to_numpy()[kept] for name in names)
-    left_out = {EMPTY: int(empty.sum()), TOO_LONG: int(long.sum())}
+    left_out = {Reason.EMPTY: int(empty.sum()), Reason.TOO_LONG: int(long.sum())}
     return {
         "comparisons": len(table),
         "kept": int(kept.sum()),
@@ -153,21 +142,21 @@ def _describe(path: str, count: dict) -> str:
     if count["truncated"]:
         line += f", {count['truncated']:,} cut to fit"
     for part, number in count["unrendered"].items():
-        line += f", {number:,} kept without {part}, {NOT_RENDERED}"
+        line += f", {number:,} kept without {part}, {Reason.NOT_RENDERED}"
     return line
 
 
 def _tell_unrendered(table: datasets.Dataset) -> list[str]:
     """Sentences with an example each on what the chat template does not write."""
-    lost = np.flatnonzero(is_dropped(table, NOT_RENDERED))
+    lost = np.flatnonzero(is_dropped(table, Reason.NOT_RENDERED))
     parts = pc.not_equal(table.data.column("unrendered"), "").to_numpy()
-    parts = np.flatnonzero(parts & ~is_dropped(table, NOT_RENDERED))
+    parts = np.flatnonzero(parts & ~is_dropped(table, Reason.NOT_RENDERED))
     cases = (
         (lost, "problem", "rows are dropped, since a part of an answer is"),
         (parts, "unrendered", "rows lack a part of the prompt that is"),
     )
     return [
-        f"{len(rows):,} {what} {NOT_RENDERED}; the first is row {rows[0] + 1}, "
+        f"{len(rows):,} {what} {Reason.NOT_RENDERED}; the first is row {rows[0] + 1}, "
         f"{table[int(rows[0])][column]}: {WRITE_IT}"
         for rows, column, what in cases
         if len(rows)
@@ -179,7 +168,7 @@ def _count(parts: list[Part], max_bad_rows: float, ties: bool = False) -> dict[s
     counts = {}
     for part in parts:
         counts[part.label] = count = count_rows(part.table, ties)
-        malformed = int(is_dropped(part.table, MALFORMED).sum())
+        malformed = int(is_dropped(part.table, Reason.MALFORMED).sum())
         if malformed > max_bad_rows * len(part.table):
             raise InputError(
                 f"{part.label}: {malformed:,} of {len(part.table):,} rows malformed, "
@@ -196,7 +185,7 @@ def _count(parts: list[Part], max_bad_rows: float, ties: bool = False) -> dict[s
 
 def _malformed(table: datasets.Dataset, number: int) -> list[str]:
     """The first malformed rows, with what is wrong with each."""
-    rows = np.flatnonzero(is_dropped(table, MALFORMED))[:number]
+    rows = np.flatnonzero(is_dropped(table, Reason.MALFORMED))[:number]
     return [f"row {row + 1}: {table[int(row)]['problem']}" for row in rows]
 
 
@@ -230,7 +219,7 @@ def _remove_leaks(sides: Sides) -> None:
 def _join(parts: list[Part]) -> datasets.Dataset:
     rows = datasets.concatenate_datasets([part.table for part in parts])
     rows = rows.select(np.flatnonzero(np.concatenate([part.taken for part in parts])))
-    return rows.select_columns(list(TRAINING_COLUMNS))
+    return rows.select_columns(BATCH_COLUMNS)
 
 
 def _sizes(parts: list[Part]) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """Scores of the answers to single prompts: given by flags, built in, or typed one by one."""
 
 from utils.data.comparison import Comparison
-from utils.data.tokenization import NOT_RENDERED, ComparisonTokenizer
+from utils.data.token_rows import Reason
+from utils.data.tokenization import ComparisonTokenizer
 from utils.evaluation.report import print_scores
 from utils.evaluation.scoring import Scorer
 from utils.evaluation.settings import ScorerSettings
@@ -42,10 +43,10 @@ def given_prompts(args: ScorerSettings, encoder: ComparisonTokenizer) -> list[Co
     ]
 
     for comparison, row in zip(comparisons, encoder.rows(comparisons), strict=True):
-        if row["dropped"] == NOT_RENDERED:
+        if row["dropped"] == Reason.NOT_RENDERED:
             raise InputError(
-                f"{row['problem']} is {NOT_RENDERED}: give another --response, or a template that "
-                "writes it (--chat_template)"
+                f"{row['problem']} is {Reason.NOT_RENDERED}: give another --response, or a "
+                "template that writes it (--chat_template)"
             )
 
         for number, answer in enumerate(comparison.responses):

@@ -13,7 +13,8 @@ import numpy as np
 from utils import distributed
 from utils.data.comparison import MAX_DEPTH, Comparison, shorten
 from utils.data.sources.files import parse_row
-from utils.data.tokenization import MALFORMED, NOT_RENDERED, WRITE_IT
+from utils.data.token_rows import Reason
+from utils.data.tokenization import WRITE_IT
 from utils.evaluation.rows import Stream, Window, windows
 from utils.evaluation.scoring import Scorer
 from utils.settings import InputError
@@ -60,7 +61,9 @@ def _score_window(scorer: Scorer, window: Window, form: Form | None) -> list[Sco
             row = parse_row(raw)
             good.append((index, row.get("id"), window.read(row)))
         except ValueError as error:
-            scored.append((drop_record(index, window.stream.name, MALFORMED, str(error)), None))
+            scored.append(
+                (drop_record(index, window.stream.name, Reason.MALFORMED, str(error)), None)
+            )
     end_tokens = len(scorer.encoder.end_ids)
     rows = scorer([comparison for _, _, comparison in good])
     for (index, row_id, comparison), row in zip(good, rows, strict=True):
@@ -175,9 +178,9 @@ class RowCounts:
                 reason = record["dropped"]
                 self.dropped[reason] = self.dropped.get(reason, 0) + 1
                 where = f"row {record['index'] + 1}: {record.get('problem')}"
-                if reason == MALFORMED:
+                if reason == Reason.MALFORMED:
                     self.first_problem = self.first_problem or where
-                elif reason == NOT_RENDERED:
+                elif reason == Reason.NOT_RENDERED:
                     self.first_unrendered = self.first_unrendered or where
             else:
                 self.scored += 1
@@ -195,9 +198,9 @@ class RowCounts:
         if self.first_problem:
             parts.append(f"first malformed: {self.first_problem}")
         for part, number in self.unrendered.items():
-            parts.append(f"{number:,} scored without {part}, {NOT_RENDERED}")
+            parts.append(f"{number:,} scored without {part}, {Reason.NOT_RENDERED}")
         if self.first_unrendered:
-            parts.append(f"first {NOT_RENDERED}: {self.first_unrendered}: {WRITE_IT}")
+            parts.append(f"first {Reason.NOT_RENDERED}: {self.first_unrendered}: {WRITE_IT}")
         return ", ".join(parts)
 
 

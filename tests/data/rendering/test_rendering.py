@@ -19,7 +19,7 @@ from tests.data.chat_styles import (
 from tests.data.loading import make_encoder
 from utils.data.comparison import Comparison
 from utils.data.formats.messages import read_messages
-from utils.data.tokenization import IDENTICAL, MALFORMED, NOT_RENDERED
+from utils.data.token_rows import Reason
 
 FUNCTION = {"name": "f", "description": "Says when.", "parameters": {"type": "object"}}
 TOOLS = [{"type": "function", "function": FUNCTION}]
@@ -144,7 +144,7 @@ LOST = [
 @pytest.mark.parametrize(("template", "answers", "problem"), LOST)
 def test_an_answer_that_loses_a_part_is_dropped(opt_tokenizer, template, answers, problem):
     row, texts = tokenize(opt_tokenizer, template, [user("Q")], *answers)
-    assert row["dropped"] == NOT_RENDERED and row["problem"].startswith(problem)
+    assert row["dropped"] == Reason.NOT_RENDERED and row["problem"].startswith(problem)
     assert row["answers"] == texts == [] and len(set(row["answer_keys"])) == 2
 
 
@@ -184,7 +184,7 @@ def test_thoughts_of_passed_turns_of_an_answer_may_go_but_not_the_last_ones(opt_
     assert "first" not in texts[0] and "last" in texts[0]
     template = QWEN.replace("loop.index0 > ns.last", "loop.index0 < 0")
     row, _ = tokenize(opt_tokenizer, template, [user("Q")], answer, bot("d"))
-    assert row["dropped"] == NOT_RENDERED
+    assert row["dropped"] == Reason.NOT_RENDERED
 
 
 def test_fields_that_a_template_knows_reach_it(opt_tokenizer):
@@ -214,13 +214,13 @@ def test_turns_show_thoughts_and_calls(opt_tokenizer):
 def test_answers_that_differ_in_white_space_or_notes_alone_are_identical(opt_tokenizer):
     first, second = {**call({"a": 1}, id="1"), "id": "x"}, {**call({"a": 1}, id="2"), "id": "y"}
     row, _ = tokenize(opt_tokenizer, QWEN, [user("Q")], first, second)
-    assert row["dropped"] == IDENTICAL
+    assert row["dropped"] == Reason.IDENTICAL
     row, _ = tokenize(opt_tokenizer, GEMMA, [user("Q")], bot("a  "), bot("\na"))
-    assert row["dropped"] == IDENTICAL
+    assert row["dropped"] == Reason.IDENTICAL
 
 
 def test_a_template_that_refuses_is_still_malformed(opt_tokenizer):
     row, _ = tokenize(
         opt_tokenizer, GEMMA, [{"role": "system", "content": "S"}], bot("a"), bot("b")
     )
-    assert row["dropped"] == MALFORMED and "System role" in row["problem"]
+    assert row["dropped"] == Reason.MALFORMED and "System role" in row["problem"]
