@@ -164,8 +164,17 @@ def _find_defects(
         for defect, detail in cases
     ]
 
-    others = _find_repeats(rows[rows["taken"]], pairs)
-    every = _find_repeats(rows[rows["readable"]], pairs)
+    # Rows of which none has another's prompt or several pairs cannot repeat anything, so that most
+    # data are done soon.
+    readable = rows[rows["readable"]]
+    repeated = pairs["comparison"][pairs["comparison"].duplicated()].unique()
+    meets = readable["prompt_key"].duplicated(keep=False) | readable.index.isin(repeated)
+    readable = readable[meets]
+    every = _find_repeats(readable, pairs)
+    others = every
+    if not readable["taken"].all():
+        others = _find_repeats(readable[readable["taken"]], pairs)
+
     for defect, text in REPEATS.items():
         own = others[defect].reindex(others[defect].index.union(every[defect].index))
         left_out = own.isna()
@@ -180,6 +189,7 @@ def _find_defects(
         ]
         table = pd.DataFrame({"defect": defect, "detail": detail, "left_out": left_out}, own.index)
         found.append(table)
+
     defects = pd.concat(found).rename_axis("comparison").reset_index()
     defects = defects.astype({"defect": str, "left_out": bool})
     return defects.sort_values("comparison", kind="stable", ignore_index=True)
