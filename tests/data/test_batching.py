@@ -9,6 +9,7 @@ import torch
 
 from tests.conftest import slow_prefix
 from utils.data.batching import (
+    LossInputs,
     PackedCollator,
     PaddedCollator,
     PlannedBatches,
@@ -16,7 +17,6 @@ from utils.data.batching import (
     make_collator,
 )
 from utils.data.comparison import Comparison
-from utils.data.loss_inputs import LossInputs
 from utils.data.sampling import MicroBatch
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 

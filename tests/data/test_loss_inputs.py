@@ -3,8 +3,7 @@ import torch
 
 from tests.conftest import slow_prefix
 from tests.data.test_batching import ALL_BUT_TOKENS, PAD, keys_of_ends, random_rows
-from utils.data.batching import PackedCollator, PaddedCollator
-from utils.data.loss_inputs import LossInputs
+from utils.data.batching import LossInputs, PackedCollator, PaddedCollator
 
 
 def slow_pairs(rows):

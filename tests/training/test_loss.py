@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import slow_prefix
-from utils.data.batching import PaddedCollator
-from utils.data.loss_inputs import LossInputs
+from utils.data.batching import LossInputs, PaddedCollator
 from utils.training.loss import (
     centering_loss,
     loss_inputs,

@@ -1,12 +1,16 @@
-"""Rows of token ids become the batch that model, loss and metrics share."""
+"""Rows of token ids become the batch that model, loss and metrics share.
+
+A batch also carries what its loss asks for: pairs, weights, margins, votes, ties, aligned tokens.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import torch
 
-from utils.data.loss_inputs import NO_INPUTS, LossInputs, align_tokens, pair_tensors
+from utils.data.comparison import common_prefix_length, ranked_pairs, tied_pairs
 from utils.data.sampling import MicroBatch
 
 if TYPE_CHECKING:  # the rest works with torch alone
@@ -28,18 +32,26 @@ class _OnDevice:
 
 @dataclass
 class Segments(_OnDevice):
-    """Who attends to whom in a packed row: S pieces of attention, each causal, aligned at its end.
+    """Who attends to whom in a packed row: S segments of causal attention.
 
-    The last query of a piece sees all its keys, the one before it all but the last, and so on.
+        row of tokens      [ prefix | tail 1 | tail 2 | tail 3 ][ next comparison ... ]
+
+        queries of a segment      its keys        = borrowed prefix + own
+        [ prefix | tail 1 ]       [ prefix | tail 1 ]         0       prefix + tail 1
+                  [ tail 2 ]      [ prefix | tail 2 ]       prefix             tail 2
+                  [ tail 3 ]      [ prefix | tail 3 ]       prefix             tail 3
+
+    The last query of a segment sees all its keys, the one before it all but the last, and so on.
+    Where only the ends of answers are scored, the queries are the last token of each tail.
 
     Attributes:
-        query_lengths: queries of each piece; they stand one after the other.
-        own_lengths: keys of each piece that no piece before it has; these, too, stand one after
-            the other in the row.
-        prefix_lengths: keys that stand before them: the first ones of the piece before that has
-            none such, which begins the comparison.
+        query_lengths: queries of each segment; they stand one after the other.
+        own_lengths: keys of each segment that no earlier one has; these, too, stand one after the
+            other in the row.
+        prefix_lengths: keys that it shares with the first segment of its comparison, and that
+            begin there; 0 for that first segment.
         key_index: int64 [sum of all keys], the token of the row that each key belongs to.
-        query_starts: int32 [S + 1], where the queries of each piece begin, and where all end.
+        query_starts: int32 [S + 1], where the queries of each segment begin, and where all end.
         key_starts: int32 [S + 1], the same of the keys.
     """
 
@@ -51,22 +63,24 @@ class Segments(_OnDevice):
     key_starts: torch.Tensor
 
     @classmethod
-    def of(cls, pieces: Sequence[tuple[int, range, range]]) -> "Segments":
-        """From the number of queries, the prefix and the tail of each piece."""
-        queries = [number for number, _, _ in pieces]
+    def of(cls, parts: Sequence[tuple[int, range, range]]) -> "Segments":
+        """From the number of queries, the prefix and the tail of each segment."""
+        queries = [number for number, _, _ in parts]
         own, prefixes, placed = [], [], 0
-        for _, prefix, tail in pieces:
+
+        for _, prefix, tail in parts:
             begins = prefix.start == placed  # a comparison: its prefix is not in the row yet
             prefixes.append(0 if begins else len(prefix))
             own.append(len(tail) + (len(prefix) if begins else 0))
             placed += own[-1]
-        keys = [len(prefix) + len(tail) for _, prefix, tail in pieces]
-        key_index = _numbers(r for _, *ranges in pieces for r in ranges)
+
+        keys = [len(prefix) + len(tail) for _, prefix, tail in parts]
+        key_index = _numbers(r for _, *ranges in parts for r in ranges)
         return cls(queries, own, prefixes, key_index, _starts(queries), _starts(keys))
 
     @property
     def key_lengths(self) -> list[int]:
-        """Keys of each piece."""
+        """Keys of each segment."""
         return [p + own for p, own in zip(self.prefix_lengths, self.own_lengths, strict=True)]
 
 
@@ -137,6 +151,29 @@ class Batch(_OnDevice):
             flat[self.attention_mask.flatten()].sum(),
         )
         return torch.tensor([float(part) for part in parts], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What a batch carries for a loss besides pairs and weights; an evaluation needs none of it.
+
+    Attributes:
+        margins: fill `margin` from the data's grades.
+        votes: fill `target` from the data's votes.
+        ties: fill `ties` and `tie_weight`.
+        sample_weights: multiply weights by those of the data.
+        tokens: fill `token_pairs` and `token_owner`.
+    """
+
+    margins: bool = False
+    votes: bool = False
+    ties: bool = False
+    sample_weights: bool = False
+    tokens: bool = False
+
+
+NO_INPUTS = LossInputs()
+EMPTY = np.empty((0, 2), dtype=np.int64)
 
 
 # Makes a batch of tokenised comparisons (ComparisonTokenizer.rows) and their weights in the loss.
@@ -220,23 +257,26 @@ class PackedCollator(_Collator):
         ids: list[int] = []
         positions: list[int] = []
         answers: list[Answer] = []
-        pieces = []
+        segments = []
+
         for row in rows:
             shared = row["shared"]
             prefix = range(len(ids), len(ids) + shared)
             ids += row["input_ids"][0][:shared]
             positions += range(shared)
-            queries = shared  # the first tail stands behind the prefix: both are one causal piece
+
+            queries = shared  # the first tail stands behind the prefix: both are one segment
             for sequence in row["input_ids"]:
                 tail = range(len(ids), len(ids) + len(sequence) - shared)
                 ids += sequence[shared:]
                 positions += range(shared, len(sequence))
                 answers.append((prefix, tail))
                 if tail:
-                    pieces.append((queries + len(tail), prefix, tail))
+                    segments.append((queries + len(tail), prefix, tail))
                     queries = 0
             if queries:
-                pieces.append((queries, prefix, range(0)))
+                segments.append((queries, prefix, range(0)))
+
         return self._batch(
             rows,
             weights,
@@ -244,7 +284,7 @@ class PackedCollator(_Collator):
             torch.tensor([ids]),
             torch.ones(1, len(ids), dtype=torch.bool),
             torch.tensor([positions]),
-            Segments.of(pieces),
+            Segments.of(segments),
         )
 
 
@@ -284,6 +324,75 @@ def load_batches(
     return torch.utils.data.DataLoader(PlannedBatches(rows, plan, collate), batch_size=None)
 
 
+def pair_tensors(
+    rows: Sequence[dict], weights: Sequence[float], inputs: LossInputs
+) -> dict[str, torch.Tensor]:
+    """Pairs of all comparisons, numbered through the batch, with the weight of each.
+
+    Args:
+        rows: tokenised comparisons (ComparisonTokenizer.rows).
+        weights: the factor of each comparison in the loss.
+        inputs: what the loss needs.
+
+    Returns:
+        Fields of a Batch: those of pairs and comparisons, and what `inputs` asks for but tokens.
+    """
+    pairs, ties = [], []
+    for row in rows:
+        ranks = [row["ranks"][i] for i in row["answers"]]
+        pairs.append(torch.from_numpy(ranked_pairs(ranks, row["input_ids"])))
+        ties.append(torch.from_numpy(tied_pairs(ranks, row["input_ids"]) if inputs.ties else EMPTY))
+
+    pair_counts, tie_counts = (torch.tensor([len(p) for p in parts]) for parts in (pairs, ties))
+    answers = torch.tensor([len(row["input_ids"]) for row in rows])
+    first_answer = answers.cumsum(0) - answers
+    weight = torch.tensor(weights)
+    tensors = {"answer_counts": answers, "pair_counts": pair_counts, "counted": weight > 0}
+
+    if inputs.sample_weights:
+        given = [1.0 if row["weight"] is None else row["weight"] for row in rows]
+        weight = weight * torch.tensor(given)
+    weight = weight / (pair_counts + tie_counts).clamp(min=1)
+
+    tensors["pairs"] = torch.cat(pairs) + first_answer.repeat_interleave(pair_counts)[:, None]
+    tensors["weight"] = weight.repeat_interleave(pair_counts)
+    if inputs.ties:
+        tensors["ties"] = torch.cat(ties) + first_answer.repeat_interleave(tie_counts)[:, None]
+        tensors["tie_weight"] = weight.repeat_interleave(tie_counts)
+    if inputs.margins:
+        better, worse = _of_pairs(rows, "grades", pairs)
+        tensors["margin"] = better - worse
+    if inputs.votes:
+        better, worse = _of_pairs(rows, "votes", pairs)
+        tensors["target"] = torch.where(better + worse > 0, better / (better + worse), 1.0)
+    return tensors
+
+
+def align_tokens(
+    rows: Sequence[dict], places: Sequence[torch.Tensor], pairs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens of the two answers of each pair at the same position.
+
+    Args:
+        rows: tokenised comparisons with N answers in all.
+        places: where the tokens of each answer are in the batch; N tensors, int64 of its length.
+        pairs: int64 [P, 2], P > 0.
+
+    Returns:
+        `token_pairs` and `token_owner` of a Batch.
+    """
+    sequences = [ids for row in rows for ids in row["input_ids"]]
+    aligned = []
+    for pair in pairs.tolist():
+        ids = [sequences[answer] for answer in pair]
+        positions = torch.arange(common_prefix_length(ids), max(map(len, ids)))
+        both = [places[answer] for answer in pair]
+        columns = [place[positions.clamp(max=len(place) - 1)] for place in both]
+        aligned.append(torch.stack(columns, dim=1))
+    counts = torch.tensor([len(part) for part in aligned])
+    return torch.cat(aligned), torch.arange(len(aligned)).repeat_interleave(counts)
+
+
 def end_positions(
     input_ids: torch.Tensor, pad_token_id: int, num_padding_at_beginning: int = 0
 ) -> torch.Tensor:
@@ -305,6 +414,17 @@ def end_positions(
     is_pad[:, :num_padding_at_beginning] = False
     first_pad = is_pad.int().argmax(dim=1)
     return torch.where(is_pad.any(dim=1), first_pad, input_ids.shape[1]) - 1
+
+
+def _of_pairs(
+    rows: Sequence[dict], column: str, pairs: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """The numbers of the better and of the worse answers; 0 if a row has none: float32 [P] each."""
+    parts = []
+    for row, own in zip(rows, pairs, strict=True):
+        values = torch.tensor(row[column] or [0.0] * len(row["ranks"]), dtype=torch.float32)
+        parts.append(values[row["answers"]][own])
+    return torch.cat(parts).unbind(dim=1)
 
 
 def _numbers(ranges: Iterable[range]) -> torch.Tensor:

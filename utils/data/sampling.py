@@ -138,7 +138,20 @@ class Mixture:
 class TrainingPlan(Sequence[MicroBatch]):
     """The micro-batches of a rank, from where a run stands to its end, each made when asked for.
 
-    An epoch is every row once, or what a mixture draws, in global batches that a shuffle fixes.
+    An epoch is every row once, or what a mixture draws, in global batches that a shuffle fixes: one
+    a step. The rows of a step are dealt to its micro-batches, and these to the ranks in turn:
+
+        epoch, shuffled     [ step 1       | step 2       | ...  | rest ]
+                              |
+        dealt by tokens,    longest row first, each to the micro-batch with the fewest tokens
+                              |
+        micro-batches         0: 900+130  1: 700+310  2: 600+420  3: 550+480    tokens of the rows
+                              |           |           |           |
+        2 ranks               rank 0      rank 1      rank 0      rank 1
+        2 accumulation      [ first pass of both ]  [ second pass of both ]     then the optimiser
+
+    The padded layout deals rows of similar length to a micro-batch instead.
+
     The weights make the sum of weighted losses, averaged over ranks and micro-batches (as
     DeepSpeed averages gradients), the mean over the rows of the global batch, also in the last,
     smaller one. Which rows form a global batch depends on the number of its micro-batches alone,
