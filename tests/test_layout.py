@@ -19,8 +19,8 @@ MAY_IMPORT = {
     "evaluation": {"settings", "output", "distributed", "data"},
     "benchmarks": {"data"},
     "audit": {"output", "data"},
-    "estimates": {"distributed", "output", "model"},
     "training": {"settings", "output", "distributed", "data", "model", "evaluation"},
+    "estimates": {"distributed", "output", "model", "training"},
     "rw_eval": {
         *("settings", "output", "distributed", "data", "model", "evaluation", "benchmarks"),
     },
