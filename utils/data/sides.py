@@ -92,22 +92,28 @@ def load_sides(args: Any, encoder: ComparisonTokenizer) -> Sides:
     train, evaluation, without_test = [], [], []
     opened = open_sources(args, "--data_path", encoder)
     given = open_sources(args, "--eval_data_path", encoder) if args.eval_data_path else []
+
     for one in opened:
         source = one.source
+
         rows, test = _tokenize(one, args.data_output_path, args.num_workers)
         part = _part(source, source.place, rows, args.tie_threshold > 0)
+
         if args.data_split:
             taken = np.flatnonzero(part.taken)
             part.take(taken[split_by_prompt(part.keys()[taken], args.data_split, args.seed)[1]])
             kept = f"{part.taken.sum():,} of {len(taken):,} comparisons"
             shares = ",".join(f"{share:g}" for share in args.data_split)
             distributed.log(f"{source.place}: --data_split {shares} leaves {kept} to this step")
+
         _cap(part)
         train.append(part)
+
         if test is None:
             without_test.append(part)
         else:
             evaluation.append(_part(source, f"{source.place} (test)", test))
+
     if given:
         evaluation = load_evaluation(args, given)
     elif without_test:

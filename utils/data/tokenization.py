@@ -73,25 +73,30 @@ def prepare_tokenizer(
             f"{tokenizer.name_or_path}: {type(tokenizer).__name__} is a slow tokenizer; "
             "expected one with a tokenizer.json"
         )
+
     if chat_template:
         set_chat_template(tokenizer, chat_template)
+
     notes = []
     if add_eot_token:
         tokenizer.add_tokens([END_OF_TEXT], special_tokens=True)
     end = END_OF_TEXT if add_eot_token else tokenizer.eos_token or tokenizer.sep_token
     if end is None and as_written:  # nobody appends it, and any token can pad
         end = tokenizer.convert_ids_to_tokens(0)
+
     if end is None:
         raise InputError(
             f"{tokenizer.name_or_path}: the tokenizer has no end token (eos_token); "
             "set one in its tokenizer_config.json, or give --add_eot_token"
         )
+
     if as_written:
         tokenizer.pad_token = tokenizer.pad_token or end
     elif tokenizer.pad_token is None or tokenizer.pad_token == end:
         found = "no padding token" if tokenizer.pad_token is None else f"the end token {end} for it"
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
         notes.append(f"the tokenizer has {found}: padding is {tokenizer.pad_token_id} (<pad>)")
+
     tokenizer.padding_side = "right"
     return end, notes
 
@@ -152,6 +157,7 @@ class ComparisonTokenizer:
     def rows(self, comparisons: Sequence[Comparison]) -> list[dict]:
         """Tokenise comparisons: the columns of token_rows.COLUMNS but `index` for each of them."""
         rows, texts = [], []
+
         for comparison in comparisons:
             try:
                 rendered = self.render(comparison)
@@ -159,25 +165,30 @@ class ComparisonTokenizer:
                 problem = f"chat template: {error}"
                 rows.append(empty_row(comparison.source, Reason.MALFORMED, problem))
                 continue
+
             row = empty_row(comparison.source)
             said = [i for i, response in enumerate(comparison.responses) if _has_text(response)]
             row["answers"], row["empty_answers"] = said, len(comparison.responses) - len(said)
             row["ranks"], row["weight"] = list(comparison.ranks), comparison.weight
             row["grades"] = list(comparison.grades or ())
             row["votes"] = list(comparison.votes or ())
+
             row["prompt_key"] = text_key(comparison.prompt)
             row["answer_keys"] = [text_key(response) for response in comparison.responses]
             row["unrendered"] = rendered.unrendered
+
             if rendered.lost:
                 row["answers"], row["dropped"], row["problem"] = (
                     [],
                     Reason.NOT_RENDERED,
                     rendered.lost,
                 )
+
             texts += [
                 (rendered.texts[i], rendered.prompt_ends[i], rendered.chat) for i in row["answers"]
             ]
             rows.append(row)
+
         encoded = iter(self._encode(texts))
         for row in rows:
             self._fit(row, [next(encoded) for _ in row["answers"]])
@@ -186,6 +197,7 @@ class ComparisonTokenizer:
     def _encode(self, texts: Sequence[tuple[str, int, bool]]) -> list[tuple[list[int], int]]:
         """Token ids with leading and end tokens, and the token at which the answer starts."""
         encoded: dict[int, tuple[list[int], int]] = {}
+
         for chat in {chat for _, _, chat in texts}:
             numbers = [i for i, text in enumerate(texts) if text[2] == chat]
             # Text from the data never becomes a special token; what a chat template writes does.
@@ -195,17 +207,21 @@ class ComparisonTokenizer:
                 split_special_tokens=not (self.as_written or chat),
                 return_attention_mask=False,
             )
+
             leading = [] if self.as_written or chat else self.leading_ids
+
             for row, i in enumerate(numbers):
                 text, prompt_end, _ = texts[i]
                 ids = batch.input_ids[row]
                 # White space at the answer's beginning is the prompt's.
                 start = batch.char_to_token(row, len(text) - len(text[prompt_end:].lstrip()))
                 start = len(ids) if start is None else start
+
                 while len(ids) > 1 and ids[-1] == self.unscored:
                     ids = ids[:-1]
                 start = min(start, len(ids))
                 encoded[i] = (leading + ids + self.end_ids, len(leading) + start)
+
         return [encoded[i] for i in range(len(texts))]
 
     def _fit(self, row: dict, encoded: list[tuple[list[int], int]]) -> None:
@@ -214,6 +230,7 @@ class ComparisonTokenizer:
         row["input_ids"], row["answer_starts"] = whole, starts
         row["prompt_tokens"] = min(starts, default=0)
         row["answer_tokens"] = [len(ids) - start for ids, start in encoded]
+
         limit, longest = self.settings.max_seq_len, max(map(len, whole), default=0)
         if longest > limit and self.settings.overlength == "truncate_prompt":
             self._cut_prompt(row)
@@ -226,9 +243,11 @@ class ComparisonTokenizer:
             row["cut"] = longest - limit
         elif longest > limit:
             _keep_answers(row, [])
+
         row["length"] = max(map(len, row["input_ids"]), default=0)
         row["shared"] = common_prefix_length(row["input_ids"])
         row["tokens"] = sum(map(len, row["input_ids"])) - row["shared"] * (len(row["answers"]) - 1)
+
         row["dropped"] = row["dropped"] or _why_unusable(row)
         if row["dropped"] == Reason.IDENTICAL and any(ids != whole[0] for ids in whole):
             row["dropped"] = Reason.CUT_IDENTICAL

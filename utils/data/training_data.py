@@ -60,14 +60,17 @@ def choose(args: Any, sides: Sides) -> TrainingData:
         "duplicates_removed": sum(int(part.removed.sum()) for part in sides.train),
         "leaks_removed": sum(int(part.removed.sum()) for part in sides.evaluation),
     }
+
     train, evaluation = _join(sides.train), _join(sides.evaluation)
     counts["train_comparisons"], counts["eval_comparisons"] = len(train), len(evaluation)
+
     if not len(train) or not len(evaluation):
         side = "evaluate" if len(train) else "train"
         raise InputError(
             f"{', '.join(args.data_path)}: no usable comparison is left to {side}: "
             f"{_why_none(args, sides, counts['leaks_removed'])}"
         )
+
     mixture = _mixture(sides.train)
     distributed.log(f"{len(train):,} comparisons to train, {len(evaluation):,} to evaluate")
     _check_columns(args, sides.train)
@@ -80,18 +83,23 @@ def _why_none(args: Any, sides: Sides, leaks: int) -> str:
     held_out = [part for part in sides.evaluation if part.held_out]
     keys = np.concatenate([part.keys()[part.taken] for part in (*sides.train, *held_out)])
     prompts = len(np.unique(keys))
+
     if leaks:
         return (
             f"{leaks:,} were removed from the evaluation because their prompts train too; give "
             "another --eval_data_path, with other prompts"
         )
+
     if not prompts:
         return "nothing is left to split; give more data, or another --data_split"
     remedy = "give --eval_data_path, or data with more prompts"
+
     if len(keys) == 1:
         return f"there is one comparison, and both training and evaluation need one; {remedy}"
+
     if prompts == 1:
         what = "have an empty prompt" if keys[0] in EMPTY_KEYS else "share one prompt"
+
         return (
             f"all {len(keys):,} comparisons {what}, and a prompt either trains or evaluates; "
             f"{remedy}"
@@ -111,14 +119,17 @@ def count_rows(table: datasets.Dataset, ties: bool = False) -> dict:
         ties: whether comparisons whose answers are all tied are kept.
     """
     data, usable = table.data, usable_reasons(ties)
+
     dropped = Counter(data.column("dropped").to_pylist())
     for reason in usable:
         del dropped[reason]
     if number := dropped.pop(Reason.MALFORMED, 0):
         dropped[f"{Reason.MALFORMED}, first: {_malformed(table, 1)[0]}"] = number
+
     kept = is_dropped(table, *usable)
     unrendered = Counter(data.column("unrendered").filter(kept).to_pylist())
     del unrendered[""]
+
     names = ("empty_answers", "long_answers", "cut")
     empty, long, cut = (data.column(name).to_numpy()[kept] for name in names)
     left_out = {Reason.EMPTY: int(empty.sum()), Reason.TOO_LONG: int(long.sum())}
