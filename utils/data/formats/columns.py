@@ -96,9 +96,11 @@ def _check(entries: list[tuple[str, str]], where: str) -> ColumnMap:
                 f"{where}: {name}={column} gives a name that no layout reads; expected {IGNORE} "
                 f"or one of {', '.join(COLUMNS)}"
             )
+
     for place, what in ((0, "is given"), (1, "gets a name")):
         seen = [pair[place] for pair in (names if place == 0 else entries)]
         if twice := [part for part in dict.fromkeys(seen) if seen.count(part) > 1]:
             raise InputError(f"{where}: {', '.join(twice)} {what} twice; expected once")
+
     ignored = tuple(column for name, column in entries if name == IGNORE)
     return ColumnMap(tuple(names), ignored)

@@ -167,24 +167,29 @@ def holds_text(value: object) -> bool:
 def _read_message(message: dict) -> Message:
     if message.get("role") is None and message.get("from") is not None:
         message = _from_sharegpt(message)
+
     read = {"role": _plain_role(message.get("role")), "content": message.get("content")}
     for key in ("name", "tool_call_id"):
         if message.get(key) is not None:
             read[key] = check_text(key, message[key])
+
     calls = message.get("tool_calls")
     if calls is not None and calls != []:
         if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
             raise ValueError(f"tool_calls is {shorten(calls)}; expected a list of calls")
         read["tool_calls"] = without_nulls("tool_calls", calls)
+
     for key, value in message.items():
         if key not in (*read, "tool_calls") and not _NOTE.fullmatch(key):
             value = without_nulls(key, value)
             if holds_text(value):
                 read[key] = value
+
     if not read["content"] and any(name in read for name in (*REASONING, *CALLS)):
         read["content"] = ""
     if isinstance(read["content"], list):
         read["content"] = _join_parts(read["content"])
+
     if not isinstance(read["role"], str) or not isinstance(read["content"], str):
         raise ValueError(f"found {shorten(message)}; expected a message with role and content")
     return read

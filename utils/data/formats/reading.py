@@ -186,6 +186,7 @@ def _survey(rows: Iterable[RawRow], reader: Reader, columns: ColumnMap) -> _Surv
     unread: dict[str, list[_Unread]] = defaultdict(list)
     other: dict[str, bool] = {}
     bare: list[bool] = []
+
     for raw in rows:
         watched = _Watched({})
         try:
@@ -195,6 +196,7 @@ def _survey(rows: Iterable[RawRow], reader: Reader, columns: ColumnMap) -> _Surv
         except ValueError:  # it is counted where all rows are read
             used |= {original.get(name, name) for name in watched.seen}
             continue
+
         odd = {n for n in NAMES if not is_empty(watched.get(n)) and not is_name(watched[n])}
         seen = {original.get(name, name) for name in watched.seen - odd}
         used, nameless = used | seen, nameless | odd
@@ -206,6 +208,7 @@ def _survey(rows: Iterable[RawRow], reader: Reader, columns: ColumnMap) -> _Surv
                 unread[column].append(_added(row[column], said))
                 if not isinstance(as_messages(row[column]), str | None):
                     other[column] = other.get(column, True) and is_history(row[column])
+
     is_bare = sum(bare) * 2 > len(bare)
     lost = [column for column, values in unread.items() if _is_lost(column, values, is_bare)]
     return _Survey(used, sorted(lost), other, sorted(nameless), is_bare)

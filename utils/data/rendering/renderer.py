@@ -87,15 +87,19 @@ class Renderer:
         """By the chat template."""
         if self.settings.answer_end == "token":  # only the template itself writes special tokens
             prompt, answers, tools = map(self._without_special, (prompt, answers, tools))
+
         before = self._apply(prompt, tools, add_generation_prompt=True)
         texts = [self._apply(prompt + answer, tools) for answer in answers]
+
         closed = before
         if not all(text.startswith(before) for text in texts):
             closed = self._apply(prompt, tools)
+
         ends = [
             len(before) if text.startswith(before) else len(os.path.commonprefix([text, closed]))
             for text in texts
         ]
+
         unrendered, lost = self._missing_of_prompt(prompt, answers[0], tools, texts[0]), ""
         for number, (answer, text, end) in enumerate(zip(answers, texts, ends, strict=True), 1):
             for part, is_passed in self._missing_of_answer(prompt, answer, tools, text, end):
@@ -103,9 +107,11 @@ class Renderer:
                     unrendered = unrendered or part
                 else:
                     lost = lost or f"answer {number}: {part}"
+
         if self.settings.answer_end == "token":
             # The end token is appended as an id; the template's own would make it two.
             texts = [text.rstrip().removesuffix(self.settings.end_token) for text in texts]
+
         return Rendered(texts, ends, True, lost, unrendered)
 
     def _apply(self, messages: Messages, tools: Tools, add_generation_prompt: bool = False) -> str:

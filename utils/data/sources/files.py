@@ -1,4 +1,4 @@
-"""Rows on disk or on the hub, by split, one after another: nothing here knows what they mean."""
+"""Rows of files, by split, one after another: nothing here knows what they mean."""
 
 import codecs
 import glob
@@ -20,7 +20,6 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet
 import yaml
-from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import HTTPError
 
 from utils.data.formats.layouts import TEXT_COLUMNS
@@ -79,7 +78,7 @@ class Rows:
 
     Attributes:
         path: as the user gave it, for messages.
-        files: local ones, or addresses of the hub (hf://...), which are read as they come.
+        files: on this disk.
         texts: columns of CSV files whose values are text, also where they spell NA or 7.
     """
 
@@ -101,7 +100,7 @@ class Rows:
         return find_columns(islice(self, PEEK), self.path)
 
     def fingerprint(self) -> str:
-        """A hash of the content of local files; InputError if one cannot be read."""
+        """A hash of the content of the files; InputError if one cannot be read."""
         digest = hashlib.blake2b(digest_size=16)
         for path in self.files:
             try:
@@ -144,6 +143,7 @@ def open_splits(
         InputError: there is no such thing, or it is no table.
     """
     place = spell_place(path, revision, subset)
+
     if os.path.isfile(path):
         if _builder(path) is None:
             raise InputError(f"{path}: {EXPECTED}")
@@ -161,6 +161,7 @@ def open_splits(
             f"{path}: no such file or folder (--data_path, --eval_data_path), and no name of a "
             "data set of the hub (OWNER/NAME or OWNER/NAME/FOLDER)"
         )
+
     texts = (*TEXT_COLUMNS, *texts)
     return {split: Rows(place, tuple(names), texts) for split, names in splits.items()}
 
@@ -195,6 +196,7 @@ def _find_splits(
 ) -> dict[str, list[str]]:
     """The files of each split of a folder or hub data set."""
     is_local = os.path.exists(path)
+
     try:
         if is_local:
             with _plainly_named(path) as folder:
@@ -206,7 +208,9 @@ def _find_splits(
                 splits = _splits_of_folder(folder, subset, place)
             found.fetch([name for names in splits.values() for name in names])
             start = found.root
+
         return {split: [os.path.join(start, n) for n in names] for split, names in splits.items()}
+
     except UNREADABLE as error:
         if is_local:
             raise InputError(f"{place}: cannot be read: {explain(error)}") from error
@@ -224,19 +228,23 @@ def _splits_of_folder(folder: str, subset: str | None, place: str) -> dict[str, 
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{place}: README.md has no readable front matter: {reason}") from error
+
     name = subset or datasets.get_dataset_default_config_name(folder)
     if names == ["default"] and name != "default":
         raise InputError(f"{place}: has no configurations: leave #{subset} out")
+
     if name not in names:
         raise InputError(
             f"{place}: has the configurations {', '.join(names)}: name one of them, as "
             f"{place.split('#')[0]}#{names[0]} or with `subset: {names[0]}` in a YAML file"
         )
+
     found = datasets.load_dataset_builder(folder, name).config.data_files
     splits = {
         str(split): [os.path.relpath(name, folder) for name in names]
         for split, names in found.items()
     }
+
     for file in chain(*splits.values()):
         if _builder(file) is None:
             raise InputError(f"{place}: has {file}; {EXPECTED}")
@@ -249,8 +257,8 @@ def _builder(path: str) -> str | None:
 
 def _read_file(path: str, texts: tuple[str, ...]) -> Iterator[RawRow]:
     builder = _builder(path)
-    with _open_bytes(path) as file:
-        content = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
+    with open(path, "rb") as file:
+        content: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
         if builder == "json":
             yield from _json_rows(content, path)
         elif builder == "csv":
@@ -290,12 +298,6 @@ def _plainly_named(folder: str) -> Iterator[str]:
             for name in names:
                 os.symlink(os.path.join(parent, name), os.path.join(copy, name))
         yield place
-
-
-def _open_bytes(path: str) -> io.BufferedReader:
-    if path.startswith("hf://"):
-        return io.BufferedReader(HfFileSystem().open(path))
-    return open(path, "rb")
 
 
 def _json_rows(file: io.BufferedIOBase, path: str) -> Iterator[RawRow]:

@@ -35,7 +35,6 @@ class HubFiles:
 
     Attributes:
         root: local folder in which fetched files are.
-        address: the same place on the hub.
 
     Raises:
         OSError, huggingface_hub.errors.HTTPError: the hub does not give it.
@@ -49,7 +48,6 @@ class HubFiles:
         tree = get_cached_repo_tree(self.name, repo_type="dataset", revision=self.commit)
         self.files = [file.path for file in tree]
         self.root = os.path.join(snapshot, self.folder)
-        self.address = f"hf://datasets/{self.name}@{self.commit}/{self.folder}".rstrip("/")
 
     @contextmanager
     def outline(self) -> Iterator[str]:

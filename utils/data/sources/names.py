@@ -129,6 +129,7 @@ def parse_sources(
     for word in words:
         is_yaml = word.endswith((".yaml", ".yml"))
         sources += _read_yaml(Path(word)) if is_yaml else [parse_word(word)]
+
     weighted = [source.path for source in sources if source.weight is not None]
     without = [source.path for source in sources if source.weight is None]
     if weighted and flag == "--eval_data_path":
@@ -136,11 +137,13 @@ def parse_sources(
             f"{flag}: {weighted[0]} has a weight; an evaluation takes all rows, or so many "
             "(PATH:500)"
         )
+
     if weighted and without:
         raise InputError(
             f"{flag}: {weighted[0]} has a weight, but {without[0]} has none: give all of them one "
             "(PATH:0.3), or none; PATH:5000 without a point takes so many comparisons"
         )
+
     new_names = parse_columns(columns)
     return named(
         [
@@ -170,10 +173,12 @@ def _read_yaml(file: Path) -> list[Source]:
         raise InputError(f"{file}: no such file (--data_path, --eval_data_path)") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise InputError(f"{file}: no YAML: {' '.join(str(error).split())}") from error
+
     entries = content.get("sources") if isinstance(content, dict) else None
     known = [entry.name for entry in fields(Source)]
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{file}: expected `sources:` and under it a list of entries with a path")
+
     sources = []
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
