@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "benchmarks": {"data"},
     "audit": {"output", "data"},
     "training": {"settings", "output", "distributed", "data", "model", "evaluation"},
-    "estimates": {"distributed", "output", "model", "training"},
+    "estimates": {"distributed", "output", "model", "training.settings"},
     "rw_eval": {
         *("settings", "output", "distributed", "data", "model", "evaluation", "benchmarks"),
     },

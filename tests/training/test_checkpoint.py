@@ -12,7 +12,9 @@ import torch
 from tests.killing import is_killed
 from utils.settings import InputError
 from utils.training.checkpoint import (
+    NO_MODEL,
     Progress,
+    Resume,
     check_output_dir,
     find_checkpoint,
     remove_foreign_states,
@@ -89,6 +91,27 @@ def test_a_saved_state_is_found_again(arguments, tmp_path, capsys):
         assert (found.batch, found.world_size) == (4, 1)
     assert f"going on from {folder}" in capsys.readouterr().out
     assert find_checkpoint(arguments(), CPU) is None  # without the flag
+
+
+def test_a_run_begins_at_its_state_or_at_step_0(arguments):
+    """Without a state each part of Resume does nothing; with one it is what was saved."""
+    plan = RunPlan((), 9, 9, 9, RUN, 4, {}, {})
+    new = Resume(arguments("--save_best"), CPU)
+    config: dict = {}
+    new.check(plan)
+    new.prepare(config, arguments())
+    new.load(None)
+    assert (new.progress, new.log, new.template_date, config) == (Progress(), None, None, {})
+    assert new.best(arguments("--save_best")) == NO_MODEL
+
+    for run, date in ((RUN, None), (RUN | {"--chat_template_date": "2001-02-03"}, "2001-02-03")):
+        folder = save(arguments(), 7 + bool(date), run=run)
+        old = Resume(arguments("--resume_from_checkpoint", folder), CPU)
+        assert old.progress == old.state.progress and old.progress.step == 7 + bool(date)
+        assert (old.log, old.template_date) == (old.state.log, date)
+        old.check(plan)
+        with pytest.raises(InputError, match="but this run has"):
+            old.check(plan._replace(run=dict.fromkeys(RUN, "other")))
 
 
 @pytest.mark.parametrize("left", [[], ["step_4.partial"], ["universal.partial/step_9"]])

@@ -21,7 +21,7 @@ from utils.data.batching import PaddedCollator, load_batches
 from utils.data.sampling import Grouping, Mixture, TrainingPlan, evaluation_plan
 from utils.evaluation.scoring import Sources
 from utils.model.reward_model import RewardModel
-from utils.training.checkpoint import NO_MODEL, Progress, find_checkpoint, forget_saved_model
+from utils.training.checkpoint import NO_MODEL, Resume, find_checkpoint, forget_saved_model
 from utils.training.log import RunLog
 from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
@@ -151,10 +151,10 @@ def train(folder, engine, *words, eval_batch=4, mixture=None):
     common = ["--model_name_or_path", "m", "--output_dir", str(folder), "--num_train_epochs", "2"]
     args = parse_training_arguments([*common, *map(str, words)])
     args = replace(args, dtype="fp32", gradient_accumulation_steps=ACCUMULATION)
-    checkpoint = find_checkpoint(args, CPU)
-    progress = checkpoint.progress if checkpoint else Progress()
-    if checkpoint:
-        engine.load(checkpoint.folder)
+    resume = Resume(args, CPU)
+    progress = resume.progress
+    if resume.state:
+        engine.load(resume.state.folder)
     folder.mkdir(exist_ok=True)
     group = Grouping.of(TRAIN, "padded", 2, accumulation=ACCUMULATION)
     plan = TrainingPlan(group, 0, args.seed, range(progress.epoch, 2), progress.seen, mixture)
@@ -165,8 +165,8 @@ def train(folder, engine, *words, eval_batch=4, mixture=None):
         min(total_steps, args.max_steps or total_steps),
         SimpleNamespace(write_events=lambda events: None, comet_monitor=None),
         Throughput(engine.model, CPU, "fp32", 1),
-        progress.step,
-        checkpoint and checkpoint.log,
+        step=resume.progress.step,
+        before=resume.log,
     )
 
     def save_model(result):
@@ -174,8 +174,17 @@ def train(folder, engine, *words, eval_batch=4, mixture=None):
         (folder / "config.json").touch()
 
     run = {"run": {}, "batch": 4}
-    best = checkpoint.best(str(folder)) if checkpoint and args.save_best else NO_MODEL
-    trainer = Trainer(args, engine, CPU, log, progress, plan.epoch_size, run, save_model, best)
+    trainer = Trainer(
+        args=args,
+        engine=engine,
+        device=CPU,
+        log=log,
+        progress=progress,
+        epoch_size=plan.epoch_size,
+        run=run,
+        save_model=save_model,
+        best=resume.best(args),
+    )
     collate = PaddedCollator(1, inputs=loss_inputs(args))
     batches = load_batches(TRAIN, plan, collate)
     eval_batches = load_batches(EVAL, eval_plan, PaddedCollator(1))

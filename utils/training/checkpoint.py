@@ -25,6 +25,8 @@ from utils.training.settings import TrainingSettings
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+    from utils.training.plan import RunPlan
+
 STATE = "state.json"
 PARTIAL = ".partial"  # ends the name of a folder that is being written
 NO_MODEL = (-1.0, 0)  # accuracy and step of a best model before there is one
@@ -127,6 +129,51 @@ class Checkpoint:
                 "--max_tokens_per_micro_batch); the learning rate follows the schedule of the new "
                 "number of steps. --gradient_accumulation_steps or the batch size can keep both"
             )
+
+
+class Resume:
+    """Where a run begins: where a training state was saved or, without one, at step 0.
+
+    Attributes:
+        state: what --resume_from_checkpoint means; None: the run begins at step 0.
+        progress: how far the run is; the loop keeps it up to date.
+
+    Raises:
+        InputError: as find_checkpoint.
+    """
+
+    def __init__(self, args: TrainingSettings, device: torch.device):
+        self.state = find_checkpoint(args, device)
+        self.progress = self.state.progress if self.state else Progress()
+
+    @property
+    def log(self) -> dict | None:
+        """What RunLog.state gave there."""
+        return self.state.log if self.state else None
+
+    @property
+    def template_date(self) -> str | None:
+        """The date that the chat template writes in the rows that have trained."""
+        return self.state.run.get("--chat_template_date") if self.state else None
+
+    def best(self, args: TrainingSettings) -> tuple[float, int]:
+        """Accuracy and step of the model that --save_best has put there, NO_MODEL if none."""
+        return self.state.best(args.output_dir) if self.state and args.save_best else NO_MODEL
+
+    def check(self, plan: "RunPlan") -> None:
+        """Refuse a plan that cannot go on from here (Checkpoint.check_run)."""
+        if self.state:
+            self.state.check_run(plan.run, plan.step_size, plan.said)
+
+    def prepare(self, ds_config: dict, args: TrainingSettings) -> None:
+        """Make the state fit the number of ranks, before there is an engine (reshard)."""
+        if self.state:
+            self.folder = reshard(self.state, ds_config, args)
+
+    def load(self, engine: "DeepSpeedEngine") -> None:
+        """Load weights, optimiser, schedule and loss scale from what `prepare` made."""
+        if self.state:
+            load_checkpoint(engine, self.state, self.folder)
 
 
 def check_output_dir(args: TrainingSettings) -> None:

@@ -69,6 +69,7 @@ class RunLog:
         total_steps: int,
         monitor: "MonitorMaster",
         throughput: Throughput,
+        *,
         step: int = 0,
         before: dict | None = None,
     ):

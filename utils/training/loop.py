@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trainer:
     """Runs steps from where `progress` stands to the end of `log.total_steps`.
 

@@ -1,12 +1,10 @@
 """Chat templates of files, and conversations with tools."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import transformers
 
-import main
 from tests.conftest import save_language_model
 from tests.data.loading import make_encoder
 from utils.data.comparison import Comparison
@@ -14,6 +12,7 @@ from utils.data.rendering.templates import fix_date, set_chat_template
 from utils.data.tokenization import text_key
 from utils.model import pretrained
 from utils.settings import InputError
+from utils.training.model import prepare_text
 from utils.training.settings import parse_training_arguments
 
 TOOLS = [{"type": "function", "function": {"name": "look_up", "description": "says </s> <pad>"}}]
@@ -146,18 +145,16 @@ def test_a_run_keeps_the_date_that_it_began_with(tmp_path, opt_tokenizer, monkey
     folder = str(save_language_model(tmp_path, opt_tokenizer))
     words = ["--model_name_or_path", folder, "--output_dir", str(tmp_path / "out")]
 
-    def prepare(*more, state=None):
+    def prepare(*more, before=None):
         args = parse_training_arguments([*words, "--max_seq_len", "64", *more])
-        args, encoder = main.prepare_text(args, pretrained.load_config(folder), state)
+        args, encoder = prepare_text(args, pretrained.load_config(folder), before)
         return args.chat_template_date, encoder
 
     today, encoder = prepare()
     assert len(today) == 10 and "strftime_now" not in encoder.tokenizer.chat_template
     date, encoder = prepare("--chat_template_date", "2001-02-03")
-    state = SimpleNamespace(run={"--chat_template_date": date})
-    assert prepare(state=state)[0] == date == "2001-02-03"
-    assert prepare("--chat_template_date", "2001-02-04", state=state)[0] == "2001-02-04"
-    assert prepare(state=SimpleNamespace(run={}))[0] == today
+    assert prepare(before=date)[0] == date == "2001-02-03"
+    assert prepare("--chat_template_date", "2001-02-04", before=date)[0] == "2001-02-04"
     encoder.tokenizer.save_pretrained(tmp_path / "saved")
     saved = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert saved.apply_chat_template(PROMPT, tokenize=False).endswith("03 Feb 2001")
