@@ -241,6 +241,12 @@ def test_every_flag_has_one_meaning_for_a_run_that_goes_on():
         assert meaning in (REFUSED, SIZE, FREE) or len(meaning.split()) > 3, name
 
 
+def test_a_text_may_name_a_flag_that_was_removed():
+    text = "What was --pad_to_multiple_of 8 for?"
+    words = ["--model_name_or_path", "m", "--prompt", text, "--response", "a"]
+    assert parse_evaluation_arguments(words).prompt == text
+
+
 def test_nothing_changes_settings():
     args = parse_training_arguments(["--model_name_or_path", "m"])
     with pytest.raises(FrozenInstanceError):

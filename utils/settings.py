@@ -148,6 +148,9 @@ class Settings:
             if check := vars(group).get("_check"):
                 check(self)
 
+    def check_files(self) -> None:
+        """Refuse files that flags name, once, as the command line is read; InputError says why."""
+
     def flags(self, *meanings: str) -> dict[str, Any]:
         """Values by the names of their flags, in the order of the help.
 
@@ -242,9 +245,11 @@ class FlagParser(argparse.ArgumentParser):
     def parse(self, argv: list[str] | None) -> Any:
         """The settings of a command line (None: the process's); exits with code 2 on bad words."""
         try:
-            return self.settings(**vars(self._parse_words(argv)))
+            settings = self.settings(**vars(self._parse_words(argv)))
+            settings.check_files()
         except InputError as error:
             self.error(str(error))
+        return settings
 
     def _parse_words(self, argv: list[str] | None) -> argparse.Namespace:
         given = sys.argv[1:] if argv is None else argv
@@ -252,10 +257,7 @@ class FlagParser(argparse.ArgumentParser):
         finder.add_argument("--config", type=user_path)
         path = finder.parse_known_args(given)[0].config
         words = self._read_config(path) if path else []
-        spelled = " ".join([*words, *given, ""]).replace("=", " ")
-        for flag, instead in self.removed.items():
-            if f"{flag} " in spelled:
-                self.error(f"{flag} is no longer there: {instead}")
+        self._refuse_removed(words + given)
 
         args, unknown = self.parse_known_args(words + given)
         if unknown:
@@ -263,6 +265,14 @@ class FlagParser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         del args.config
         return args
+
+    def _refuse_removed(self, words: list[str]) -> None:
+        parts = [p for w in words for p in (w.split("=", 1) if w.startswith("--") else [w])]
+        for flag, instead in self.removed.items():
+            asked = flag.split()  # the flag, perhaps with a value
+            places = range(len(parts) - len(asked) + 1)
+            if any(parts[place : place + len(asked)] == asked for place in places):
+                self.error(f"{flag} is no longer there: {instead}")
 
     def _read_config(self, path: str) -> list[str]:
         try:
@@ -324,5 +334,14 @@ def layout_flag() -> Any:
         "computed once; padded: a row for each answer; same scores (default: packed where the "
         "model family can)",
         choices=("packed", "padded"),
+        resume=FREE,
+    )
+
+
+def remote_code_flag() -> Any:
+    """--trust_remote_code, which main.py and rw_eval.py share."""
+    return flag(
+        False,
+        "run model code that comes with the checkpoint; only for sources you trust",
         resume=FREE,
     )

@@ -5,7 +5,6 @@ from datetime import date
 from typing import Any
 
 from utils.data.formats.layouts import LAYOUTS
-from utils.data.sources.names import parse_sources
 from utils.settings import FREE, InputError, Settings, flag, user_path
 
 # What other values mean to a run that goes on.
@@ -106,7 +105,6 @@ class DataSettings(Settings):
             raise InputError(
                 f"--eval_fraction is {self.eval_fraction}; it must lie between 0 and 1"
             )
-        parse_sources(self.eval_data_path or [], "--eval_data_path")
 
 
 @dataclass(frozen=True, kw_only=True)

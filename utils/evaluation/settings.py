@@ -6,7 +6,15 @@ from typing import Any
 from utils.data.formats.columns import parse_columns
 from utils.data.formats.layouts import FORMATS
 from utils.data.settings import ChatTemplateSettings, columns_flag, format_flag
-from utils.settings import FlagParser, InputError, Settings, flag, layout_flag, user_path
+from utils.settings import (
+    FlagParser,
+    InputError,
+    Settings,
+    flag,
+    layout_flag,
+    remote_code_flag,
+    user_path,
+)
 
 BENCHMARKS = ("rewardbench", "rewardbench2", "rm-bench", "judgebench", "llmbar")
 
@@ -33,9 +41,7 @@ class RewardModelSettings(Settings):
         "subtract the mean of the evaluation scores of training and divide by their standard "
         "deviation, as the checkpoint has them",
     )
-    trust_remote_code: bool = flag(
-        False, "run model code that comes with the checkpoint; only for sources you trust"
-    )
+    trust_remote_code: bool = remote_code_flag()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from utils.settings import (
     Settings,
     flag,
     layout_flag,
+    remote_code_flag,
     user_path,
 )
 
@@ -74,11 +75,7 @@ class ModelSettings(Settings):
             )
         },
     )
-    trust_remote_code: bool = flag(
-        False,
-        "run model code that comes with the checkpoint; only for sources you trust",
-        resume=FREE,
-    )
+    trust_remote_code: bool = remote_code_flag()
 
     def _check(self) -> None:
         if self.dropout is not None and not self.dropout < 1:
@@ -383,6 +380,10 @@ class TrainingSettings(
             raise InputError(
                 "--loss token_pairwise needs --score_position end or first_pad, not mean"
             )
+
+    def check_files(self) -> None:
+        """Read what --data_path and --eval_data_path name, YAML files too."""
+        parse_sources(self.eval_data_path or [], "--eval_data_path")
         parse_sources(self.data_path, "--data_path", columns=self.columns)
 
 
