@@ -8,7 +8,7 @@ from rich.text import Text
 
 from utils.audit.findings import find_findings
 from utils.audit.report import SUMMARY, work_sentences, write_report
-from utils.audit.results import audit_results
+from utils.audit.results import audit_results, total_of
 from utils.audit.rows import TRAINING, read_data
 from utils.data.sides import Part
 from utils.output.tables import print_table
@@ -41,11 +41,11 @@ def audit(
     findings = find_findings(data, results)
 
     seconds = None
-    total = [result for result in results if result["side"] == TRAINING][-1:]
+    total = total_of(results, TRAINING)
     comparisons = int((data.rows["taken"] & data.rows["training"]).sum())
-    if estimate and comparisons:
-        length = total[0]["lengths"]["sequence"]["mean"]
-        seconds = estimate(total[0]["tokens"]["packed"], comparisons, length)
+    if estimate and total and comparisons:
+        length = total["lengths"]["sequence"]["mean"]
+        seconds = estimate(total["tokens"]["packed"], comparisons, length)
 
     print_table(SUMMARY.fill({result["path"]: result for result in results}, "path"))
     marks = [f"{'!!' if one.serious else '!'} {one.sentence}" for one in findings]

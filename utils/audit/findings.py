@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from utils.audit.results import total_path
+from utils.audit.results import total_of, total_path
 from utils.audit.rows import (
     CONTRADICTION,
     CUT,
@@ -151,7 +151,8 @@ def find_findings(data: AuditedData, results: list[dict]) -> list[Finding]:
 
 def evaluation_pairs(results: list[dict]) -> int:
     """Ranked pairs of all that evaluates."""
-    return next((r["pairs"] for r in reversed(results) if r["side"] == EVALUATION), 0)
+    total = total_of(results, EVALUATION)
+    return total["pairs"] if total else 0
 
 
 def leaked_prompts(data: AuditedData) -> int:
@@ -165,6 +166,7 @@ def _of_rules(data: AuditedData) -> Iterator[Finding]:
     defects = data.defects[["defect", "left_out"]].join(places)
     defects["side"] = [data.parts[part][0] for part in defects["part"]]
     sizes = data.rows["part"].value_counts()
+    prompts = leaked_prompts(data)
 
     for rule in RULES:
         own = defects[defects["defect"].isin(rule.defects) & defects["side"].isin(rule.sides)]
@@ -174,7 +176,7 @@ def _of_rules(data: AuditedData) -> Iterator[Finding]:
             own = own[own["part"].isin(above)]
 
         for left_out, rows in own.groupby("left_out"):
-            what, remedy = rule.what.format(prompts=leaked_prompts(data)), rule.remedy
+            what, remedy = rule.what.format(prompts=prompts), rule.remedy
             if left_out:
                 what = f"{what}, left out"
                 remedy = "they were removed or cannot be used, and count no more"
@@ -185,8 +187,7 @@ def _of_rules(data: AuditedData) -> Iterator[Finding]:
                     f"{percent_text(len(some) / sizes[part])}, {_numbers(some)}"
                     for part, some in groups
                 )
-                sentence = f"More than {rule.limit:.0%} of the rows {what} ({where})"
-                sentence = sentence.replace("%", " %", 1)
+                sentence = f"More than {100 * rule.limit:.0f} % of the rows {what} ({where})"
             else:
                 sentence = f"{what}: {len(rows):,}, should be 0 ({_name_rows(data, rows)})"
 

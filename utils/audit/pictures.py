@@ -30,7 +30,7 @@ def draw_audit(
 
     Args:
         lengths: of `lengths_of` all that trains.
-        gaps: of `longer_better`.
+        gaps: of audit_results, under `longer_better`.
         max_seq_len: tokens that a sequence may have.
         folder: an existing one.
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.audit.findings import Finding, evaluation_pairs, leaked_prompts
 from utils.audit.pictures import draw_audit
-from utils.audit.results import lengths_of, longer_better
+from utils.audit.results import lengths_of, total_of
 from utils.audit.rows import CUT, TRAINING, AuditedData
 from utils.output.files import whole_file, write_whole
 from utils.output.tables import (
@@ -144,7 +144,8 @@ def write_report(
         seconds: that training is estimated to take; None if that is not known.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    gaps = longer_better(data, TRAINING)["gaps"]
+    total = total_of(results, TRAINING)
+    gaps = total["longer_better"]["gaps"] if total else []
     pictures = draw_audit(lengths_of(data, TRAINING), gaps, settings["max_seq_len"], folder)
     pairs = evaluation_pairs(results)
     report = {
@@ -182,7 +183,9 @@ def write_report(
 
 def work_sentences(results: list[dict], seconds: float | None) -> list[str]:
     """Sentences on the tokens of all that trains, and on the time, if that is known."""
-    tokens = [result["tokens"] for result in results if result["side"] == TRAINING][-1]
+    total = total_of(results, TRAINING)
+    assert total, "nothing was read to train"
+    tokens = total["tokens"]
     work = [
         f"Tokens to train: {tokens['packed']:,} an epoch with what answers share computed once, "
         f"{tokens['separate']:,} as if every answer were a row of its own."

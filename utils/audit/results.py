@@ -31,6 +31,11 @@ def audit_results(data: AuditedData) -> list[dict]:
     return results
 
 
+def total_of(results: list[dict], side: str) -> dict | None:
+    """What `audit_results` says of a whole side, its last entry; None if nothing is on it."""
+    return next((result for result in reversed(results) if result["side"] == side), None)
+
+
 def total_path(side: str) -> str:
     """What stands for the path of all sources of a side together."""
     return f"{TOTAL} ({side})"
@@ -44,7 +49,12 @@ def lengths_of(data: AuditedData, side: str, part: int | None = None) -> dict[st
         and of the sequence of each answer.
     """
     rows = data.rows["taken"] & _are_of(data, side, part)
-    answers, pairs = _kept(data, rows)
+    return _lengths(data, rows, *_kept(data, rows))
+
+
+def _lengths(
+    data: AuditedData, rows: pd.Series, answers: pd.DataFrame, pairs: pd.DataFrame
+) -> dict[str, np.ndarray]:
     prompt = data.rows["prompt_tokens"].to_numpy()
     return {
         "prompt": prompt[rows],
@@ -54,12 +64,11 @@ def lengths_of(data: AuditedData, side: str, part: int | None = None) -> dict[st
     }
 
 
-def longer_better(data: AuditedData, side: str, part: int | None = None) -> dict:
+def _longer_better(pairs: pd.DataFrame) -> dict:
     """How often the longer answer is the better one, over pairs of different lengths.
 
     The 95 % interval is Wilson's, with one trial a comparison: its pairs share their answers.
     """
-    _, pairs = _kept(data, data.rows["taken"] & _are_of(data, side, part))
     gap = pairs["better_tokens"] - pairs["worse_tokens"]
     gap, comparisons = gap[gap != 0], pairs["comparison"][gap != 0].nunique()
     result: dict = {"pairs": len(gap), "share": None, "low": None, "high": None}
@@ -101,8 +110,10 @@ def _kept(data: AuditedData, rows: pd.Series) -> tuple[pd.DataFrame, pd.DataFram
 
 def _results(data: AuditedData, side: str, part: int | None = None) -> dict:
     own = _are_of(data, side, part)
-    rows, lengths = data.rows[own], lengths_of(data, side, part)
-    taken = rows[rows["taken"]]
+    rows, is_taken = data.rows[own], own & data.rows["taken"]
+    taken = data.rows[is_taken]
+    answers, pairs = _kept(data, is_taken)
+    lengths = _lengths(data, is_taken, answers, pairs)
     packed = int(taken["tokens"].sum())
 
     dropped = rows["dropped"].astype(object)
@@ -117,8 +128,8 @@ def _results(data: AuditedData, side: str, part: int | None = None) -> dict:
         "sources": rows["source"].astype(object).value_counts().to_dict(),
         "cut": {"rows": len(cut), "tokens": _spread(cut.to_numpy())},
         "lengths": {name: _spread(values) for name, values in lengths.items()},
-        "pairs": len(lengths["better"]),
-        "longer_better": longer_better(data, side, part),
+        "pairs": len(pairs),
+        "longer_better": _longer_better(pairs),
         "tokens": {
             "packed": packed,
             "separate": packed + int((taken["shared"] * (taken["kept"] - 1)).sum()),

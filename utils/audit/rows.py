@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from utils.data.keys import comparison_keys
 from utils.data.sides import Part
-from utils.data.token_rows import Reason
+from utils.data.token_rows import SCHEMA, Reason
 
 TRAINING, EVALUATION = "training", "evaluation"
 
@@ -70,14 +70,8 @@ def read_data(train: Sequence[Part], evaluation: Sequence[Part], ties: bool = Fa
     """
     sides = [(TRAINING, part) for part in train] + [(EVALUATION, part) for part in evaluation]
     parts = [(side, part.label) for side, part in sides]
-    kinds = {
-        NUMBERS: pa.int64(),
-        TEXTS: pa.string(),
-        LISTS: pa.list_(pa.int64()),
-        FLAGS: pa.bool_(),
-    }
-    fields = [(name, kind) for names, kind in kinds.items() for name in names]
-    schema = pa.schema([*fields, ("part", pa.int64())])
+    own = [SCHEMA.field(name) for name in (*NUMBERS, *TEXTS, *LISTS)]
+    schema = pa.schema([*own, *((name, pa.bool_()) for name in FLAGS), ("part", pa.int64())])
     tables = [
         _read_part(part, number, side == TRAINING, ties).cast(schema)
         for number, (side, part) in enumerate(sides)
