@@ -101,7 +101,8 @@ def compare_evaluations(folder_a: str | Path, folder_b: str | Path) -> dict:
         raise InputError(f"{folder_a} and {folder_b}: scores.jsonl has no line")
 
     pairs = pd.concat(parts)
-    results = {source: _summarize(pairs[pairs.source == source]) for source in sorted(sources)}
+    places = pairs.groupby("source").indices
+    results = {source: _summarize(pairs.iloc[places.get(source, [])]) for source in sorted(sources)}
     return {
         "a": str(folder_a),
         "b": str(folder_b),

@@ -145,10 +145,8 @@ class Tallies:
         tables = ScoreTables.concatenate(self.parts)
         self.parts = [tables]
 
-        numbers, sources = pd.factorize(tables.comparisons.source, sort=True)
         results = {
-            source: evaluation_metrics(tables.select(numbers == number), self.label)
-            for number, source in enumerate(sources)
+            source: evaluation_metrics(own, self.label) for source, own in tables.by_source()
         }
         return with_total(results, lambda: evaluation_metrics(tables, self.label))
 

@@ -38,14 +38,18 @@ class ScoreTables(NamedTuple):
         """All parts, one after the other."""
         return cls(*(pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True)))
 
-    def select(self, chosen: np.ndarray) -> "ScoreTables":
-        """Some comparisons, bool [C], with their answers and pairs."""
-        comparisons = self.comparisons
-        return ScoreTables(
-            comparisons[chosen],
-            self.answers[chosen.repeat(comparisons.scored)],
-            self.pairs[chosen.repeat(comparisons.pairs)],
-        )
+    def by_source(self) -> Iterator[tuple[str, "ScoreTables"]]:
+        """Each source and the tables of it alone, sorted by name."""
+        numbers, names = pd.factorize(self.comparisons.source, sort=True)
+        counts = (1, self.comparisons.scored, self.comparisons.pairs)
+        places = [
+            table.groupby(numbers.repeat(count)).indices
+            for table, count in zip(self, counts, strict=True)
+        ]
+
+        for number, name in enumerate(names):
+            own = zip(self, places, strict=True)
+            yield name, ScoreTables(*(table.iloc[place.get(number, [])] for table, place in own))
 
 
 def portions(records: Sequence[dict]) -> Iterator[Sequence[dict]]:
