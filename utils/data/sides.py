@@ -234,9 +234,8 @@ def _hold_out(train: list[Part], candidates: list[Part], fraction: float) -> lis
     for part in train:
         is_held_out = np.isin(part.keys(), held_out)
         if part in candidates:
-            taken = (
-                part.taken & is_held_out & ~is_dropped(part.table, Reason.TIED)
-            )  # ties only train
+            is_tied = is_dropped(part.table, Reason.TIED)  # ties only train
+            taken = part.taken & is_held_out & ~is_tied
             parts.append(Part(part.source, f"{part.label} (held out)", part.table, taken, True))
         part.taken &= ~is_held_out
     return parts

@@ -178,11 +178,7 @@ class ComparisonTokenizer:
             row["unrendered"] = rendered.unrendered
 
             if rendered.lost:
-                row["answers"], row["dropped"], row["problem"] = (
-                    [],
-                    Reason.NOT_RENDERED,
-                    rendered.lost,
-                )
+                row.update(answers=[], dropped=Reason.NOT_RENDERED, problem=rendered.lost)
 
             texts += [
                 (rendered.texts[i], rendered.prompt_ends[i], rendered.chat) for i in row["answers"]

@@ -120,14 +120,14 @@ def count_rows(table: datasets.Dataset, ties: bool = False) -> dict:
     """
     data, usable = table.data, usable_reasons(ties)
 
-    dropped = Counter(data.column("dropped").to_pylist())
+    dropped = _count_values(data.column("dropped"))
     for reason in usable:
         del dropped[reason]
     if number := dropped.pop(Reason.MALFORMED, 0):
         dropped[f"{Reason.MALFORMED}, first: {_malformed(table, 1)[0]}"] = number
 
     kept = is_dropped(table, *usable)
-    unrendered = Counter(data.column("unrendered").filter(kept).to_pylist())
+    unrendered = _count_values(data.column("unrendered").filter(kept))
     del unrendered[""]
 
     names = ("empty_answers", "long_answers", "cut")
@@ -141,6 +141,11 @@ def count_rows(table: datasets.Dataset, ties: bool = False) -> dict:
         "truncated": int(np.count_nonzero(cut)),
         "unrendered": dict(unrendered),
     }
+
+
+def _count_values(column: pa.ChunkedArray) -> Counter[str]:
+    """How often each value occurs, without an object a row."""
+    return Counter({one["values"]: one["counts"] for one in pc.value_counts(column).to_pylist()})
 
 
 def _describe(path: str, count: dict) -> str:

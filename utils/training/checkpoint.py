@@ -20,7 +20,7 @@ import torch
 from utils import distributed
 from utils.output.files import write_whole
 from utils.settings import InputError
-from utils.training.settings import TrainingSettings
+from utils.training.settings import StateSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -214,7 +214,7 @@ def check_output_dir(args: TrainingSettings) -> None:
 def remove_foreign_states(args: TrainingSettings, checkpoint: Checkpoint | None) -> None:
     """Empty the folder of training states, unless the run goes on from one in it."""
     root = _root(args)
-    if _writes(args) and not (checkpoint and _is_inside(checkpoint.folder, root)):
+    if writes_output(args) and not (checkpoint and _is_inside(checkpoint.folder, root)):
         shutil.rmtree(root, ignore_errors=True)
     distributed.barrier()
 
@@ -272,7 +272,7 @@ def save_checkpoint(
     if _find_fault(folder, args, engine.device) is None:
         return folder  # the run came from here
     partial = folder.with_name(folder.name + PARTIAL)
-    writes = _writes(args)
+    writes = writes_output(args)
     if writes:
         for left in root.glob(f"*{PARTIAL}/"):
             shutil.rmtree(left)
@@ -304,7 +304,7 @@ def save_checkpoint(
 def forget_saved_model(args: TrainingSettings) -> None:
     """Let no state of the folder say that a model of --save_best is there: another replaces it."""
     root = _root(args)
-    for step in _steps(root) if _writes(args) else ():
+    for step in _steps(root) if writes_output(args) else ():
         path = root / f"step_{step}" / STATE
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
@@ -396,8 +396,8 @@ def _is_inside(folder: Path, root: Path) -> bool:
     return folder.resolve().parent == root.resolve()
 
 
-def _writes(args) -> bool:
-    """Whether this rank does what is done once for each disk."""
+def writes_output(args: StateSettings) -> bool:
+    """Whether this rank does what is done once for each disk that --output_dir is on."""
     return distributed.is_first_on_node() if args.use_node_local_storage else distributed.is_main()
 
 

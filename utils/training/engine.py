@@ -28,8 +28,11 @@ def resolve_precision(
     """
     notes = []
     if args.dtype is None:
-        on_gpu = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        args = replace(args, dtype="fp32" if device.type == "cpu" else on_gpu)
+        if device.type == "cpu":
+            dtype = "fp32"
+        else:
+            dtype = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        args = replace(args, dtype=dtype)
         notes.append(f"--dtype is not given: {args.dtype} on this {device.type.upper()}")
 
     if args.dtype == "fp16" and device.type == "cpu":

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from utils import distributed
 from utils.output.files import check_folder
 from utils.settings import InputError
-from utils.training.checkpoint import check_output_dir
+from utils.training.checkpoint import check_output_dir, writes_output
 from utils.training.settings import TrainingSettings
 
 
@@ -32,8 +32,7 @@ def _folders(args: TrainingSettings) -> Iterator[tuple[str, str]]:
     """What this rank writes to, and the flags that name it."""
     if args.dry_run or args.estimate_memory:
         return
-    on_each_disk = distributed.is_first_on_node()
-    if on_each_disk if args.use_node_local_storage else distributed.is_main():
+    if writes_output(args):
         yield args.output_dir, "--output_dir"
     if args.tensorboard_path and "tensorboard" in args.monitor and distributed.is_main():
         yield args.tensorboard_path, "--tensorboard_path"

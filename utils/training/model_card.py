@@ -139,7 +139,7 @@ def model_card(
     return CARD.substitute(
         front_matter=_front_matter(args),
         base=args.model_name_or_path,
-        comparisons=f"{counts['train_comparisons'] or counts['comparisons_per_epoch']:,}",
+        comparisons=f"{counts['train_comparisons']:,}",
         use=TRANSFORMERS.substitute(
             end_token=repr(settings["end_token"]), max_seq_len=settings["max_seq_len"]
         )

@@ -65,16 +65,25 @@ def plan_run(
         total_steps = min(total_steps, max(args.max_steps, progress.step))
     epoch = plan(range(1))
     tokens = _count_tokens(data.train_sizes, epoch, device)
-    batch_size: float = step_size(args)
+    size = step_size(args)
+    batch_size: float = size
     if args.max_tokens_per_micro_batch:
         batch_size = round(epoch.epoch_size / epoch.steps, 1)
     run = identity_of(args) | {"training comparisons": len(data.train)}
     run["tokens in an epoch"] = tokens["packed"]
     run["weights"] = list(data.mixture.weights) if data.mixture else None
-    batches = load_batches(data.train, left, collate)
-    sizes = epoch.epoch_size, batch_size, run, step_size(args), said_of(args), tokens
+
     _check_warmup(args, total_steps)
-    return RunPlan(batches, total_steps, *sizes)
+    return RunPlan(
+        batches=load_batches(data.train, left, collate),
+        total_steps=total_steps,
+        epoch_size=epoch.epoch_size,
+        batch_size=batch_size,
+        run=run,
+        step_size=size,
+        said=said_of(args),
+        tokens=tokens,
+    )
 
 
 def plan_evaluation(
