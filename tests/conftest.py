@@ -180,25 +180,20 @@ def start_command(*words) -> subprocess.Popen:
 
 
 # Names by which a test starts processes, and files of tests that take many seconds without that.
-LAUNCHERS = {"run_command", "run_program", "start_command", "subprocess"}
+STARTERS = {"run_command", "run_program", "start_command", "subprocess"}
 SLOW = {
     *("test_audit_figures", "test_audit_report", "test_families", "test_fuzzing"),
     *("test_fuzzing_files", "test_hub_files", "test_loop", "test_pictures", "test_positions"),
     *("test_pretrained", "test_checkpoint_files", "test_report", "test_reward_model"),
-    *(
-        "test_shared_prefix",
-        "test_tally",
-        "test_foreign_models",
-        "test_cache",
-        "test_script_memory",
-    ),
+    *("test_shared_prefix", "test_tally", "test_foreign_models", "test_cache"),
+    "test_script_memory",
 }
 
 
 def pytest_collection_modifyitems(items) -> None:
     """Mark the tests of a file that starts processes `launch`, and those of a slow one `slow`."""
     for item in items:
-        if LAUNCHERS & vars(item.module).keys():
+        if STARTERS & vars(item.module).keys():
             item.add_marker("launch")
         if item.module.__name__.rsplit(".", 1)[-1] in SLOW:
             item.add_marker("slow")

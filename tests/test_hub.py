@@ -5,7 +5,6 @@ import re
 import shutil
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,7 +19,7 @@ from tests.conftest import (
     save_language_model,
     train_opt_tokenizer,
 )
-from tests.hub_server import Hub
+from tests.hub_server import Hub, write_rm_static
 
 COMING_FROM = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
 PAIRS = make_pairs(40)
@@ -56,12 +55,7 @@ def hub(tmp_path_factory):
     save_language_model(reward, train_opt_tokenizer(), max_position_embeddings=512)
     scorer = AutoModelForSequenceClassification.from_pretrained(reward, num_labels=1)
     scorer.save_pretrained(reward)
-    data = hub.folder("datasets", "Dahoas/rm-static")
-    (data / "data").mkdir()
-    for split, rows in {"train": PAIRS[:32], "test": PAIRS[32:]}.items():
-        table = datasets.Dataset.from_list(rows)
-        table.to_parquet(data / "data" / f"{split}-00000-of-00001-2a1df75c6bce91ab.parquet")
-    (data / "README.md").write_text("---\ndataset_info:\n  dataset_size: 7\n---\n# rm-static\n")
+    data = write_rm_static(hub, PAIRS[:32], PAIRS[32:])
     for fault in ("gated", "down", "cut"):
         hub.faults[f"some/{fault}"] = fault
         for kind, folder in {"models": model, "datasets": data}.items():

@@ -336,13 +336,11 @@ def test_lora_in_stage_3_with_checkpointing(workspace, lora_run):
     )
     adapted = PeftModel.from_pretrained(base, folder / "adapter").eval()
     ids = torch.arange(10, 50).view(4, 10)
-    torch.testing.assert_close(
-        transformers_scores(folder), adapted(ids).logits, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(logits_of(folder), adapted(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def transformers_scores(folder):
+def logits_of(folder):
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     return model(torch.arange(10, 50).view(4, 10)).logits
 
@@ -360,7 +358,7 @@ def test_all_stages_save_the_same_model(workspace):
         assert weights.keys() == first.keys()
         for name in first:
             torch.testing.assert_close(weights[name], first[name], atol=1e-6, rtol=0)
-    scores = [transformers_scores(folder) for folder in folders]
+    scores = [logits_of(folder) for folder in folders]
     assert max((other - scores[0]).abs().max() for other in scores) < 1e-6
 
 

@@ -7,11 +7,10 @@ import re
 import subprocess
 import sys
 
-import datasets
 import pytest
 
 from tests.conftest import ROOT, make_pairs, write_jsonl
-from tests.hub_server import Hub
+from tests.hub_server import Hub, write_rm_static
 
 PAIRS = make_pairs(12)
 NAMES = ("helpful", "harmless")  # configurations of some/parts
@@ -41,12 +40,7 @@ for place in map(parse_place, sys.argv[1:]):
 def hub(tmp_path_factory):
     """Data sets in the layouts of those that people name."""
     hub = Hub(tmp_path_factory.mktemp("hub"))
-    static = hub.folder("datasets", "Dahoas/rm-static")
-    (static / "data").mkdir()
-    for split, rows in {"train": PAIRS[:8], "test": PAIRS[8:]}.items():
-        table = datasets.Dataset.from_list(rows)
-        table.to_parquet(static / "data" / f"{split}-00000-of-00001-2a1df75c6bce91ab.parquet")
-    (static / "README.md").write_text("---\ndataset_info:\n  dataset_size: 7\n---\n# rm-static\n")
+    write_rm_static(hub, PAIRS[:8], PAIRS[8:])
 
     helpful = hub.folder("datasets", "Anthropic/hh-rlhf")
     for number, part in enumerate(("harmless-base", "helpful-base", "red-team-attempts")):
