@@ -138,7 +138,7 @@ def look_at_data(
     if distributed.is_main():
         folder = Path(args.output_dir) / "audit" if args.audit_data else None
         estimate = partial(
-            estimate_seconds, args, config, device, world_size=distributed.world_size()
+            estimate_seconds, args, config, device=device, world_size=distributed.world_size()
         )
 
         serious = audit(

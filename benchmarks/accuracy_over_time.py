@@ -67,6 +67,7 @@ def main(args) -> None:
                 lines = run(args, start, seed, Path(folder) / f"{trainer}{seed}")
                 results += [{"trainer": trainer, "seed": seed, **line} for line in lines]
                 print(results[-1], flush=True)
+
     path = Path(__file__).with_suffix(".json")
     path.write_text("[\n" + ",\n".join(map(json.dumps, results)) + "\n]\n", encoding="utf-8")
     path.with_suffix(".md").write_text(tabulate(results), encoding="utf-8")
@@ -87,6 +88,7 @@ def make_start(tokenizer, seed: int, folder: Path) -> Path:
         num_labels=1,
         pad_token_id=tokenizer.pad_token_id,
     )
+
     model = transformers.AutoModelForSequenceClassification.from_config(config)
     torch.nn.init.normal_(model.score.weight, std=129**-0.5)
     model.save_pretrained(folder)
@@ -108,9 +110,11 @@ def run_packed(args, start: Path, seed: int, folder: Path) -> list[dict]:
         "seed": seed,
         "output_dir": folder,
     }
+
     words = [f"--{name}={value}" for name, value in flags.items()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, ROOT / "main.py", *words], check=True, env=environment)
+
     lines, seconds = [], 0.0
     for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
@@ -206,11 +210,13 @@ def tabulate(results: list[dict]) -> str:
         ("packed, after one epoch", [curve[-1] for curve in packed]),
         ("TRL, after one epoch", [curve[-1] for curve in trl]),
     ]
+
     text = "| | training seconds on one core | accuracy, mean of the seeds | each seed |\n"
     text += "|---|---|---|---|\n"
     for name, ends in rows:
         seconds = statistics.mean(line["seconds"] for line in ends)
         text += line_of(name, seconds, [line["accuracy"] for line in ends])
+
     for share in (0.25, 0.5, 1.0):
         time_ = share * finish
         for name, group in (("packed", packed), ("TRL", trl)):
@@ -219,6 +225,7 @@ def tabulate(results: list[dict]) -> str:
                 time_,
                 [accuracy_at(curve, time_ * 1.05) for curve in group],
             )
+
     best = max(statistics.mean(a) for a in zip(*(best_so_far(c) for c in trl), strict=True))
     return text + f"\nTRL's best evaluation, mean of the seeds: {best:.4f}\n"
 
@@ -250,6 +257,7 @@ def draw(results: list[dict], path: Path) -> None:
                     label=None if number else label,
                     **style,
                 )
+
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set(

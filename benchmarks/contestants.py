@@ -13,7 +13,7 @@ from utils import distributed
 from utils.data.batching import PackedCollator, PaddedCollator
 from utils.data.comparison import ranked_pairs
 from utils.model.reward_model import RewardModel
-from utils.model.shared_prefix import NAME as SHARED_PREFIX
+from utils.model.shared_prefix import SHARED_PREFIX
 from utils.training.engine import build_engine, deepspeed_config
 from utils.training.loss import pairwise_loss
 from utils.training.settings import parse_training_arguments
@@ -36,6 +36,7 @@ def make_model(args, work, attention: str | None = None):
         "max_position_embeddings": max(2048, args.max_seq_len),
         "num_labels": 1,
     }
+
     if args.family == "opt":
         width = {"word_embed_proj_dim": args.hidden_size, "ffn_dim": 4 * args.hidden_size}
         config = transformers.OPTConfig(**shape, **width, dropout=0.0)
@@ -43,6 +44,7 @@ def make_model(args, work, attention: str | None = None):
         heads = max(1, args.hidden_size // 256)
         width = {"intermediate_size": 4 * args.hidden_size, "num_key_value_heads": heads}
         config = transformers.LlamaConfig(**shape, **width)
+
     transformers.set_seed(0)
     return transformers.AutoModelForSequenceClassification.from_config(
         config, attn_implementation=attention
@@ -66,6 +68,7 @@ def run_layout(args, name: str, work: dict, pipe) -> None:
     """Train with DeepSpeed as main.py does, in one of our layouts."""
     if name in (PACKED, PADDED_KEPT):
         distributed.keep_freed_memory()
+
     device = distributed.initialize()
     flags = {
         "model_name_or_path": "random",
@@ -74,6 +77,7 @@ def run_layout(args, name: str, work: dict, pipe) -> None:
         "zero_stage": int(args.dtype == "bf16"),  # as main.py chooses
     }
     training = parse_training_arguments([f"--{name}={value}" for name, value in flags.items()])
+
     model = RewardModel(make_model(args, work, SHARED_PREFIX if name == PACKED else None))
     engine = build_engine(model, deepspeed_config(training, 1), training, 10 * args.rounds)
     engine.train()
@@ -86,10 +90,12 @@ def run_layout(args, name: str, work: dict, pipe) -> None:
         batch = collate(rows, [1 / len(rows)] * len(rows))
         if name == "padded to the maximum":
             batch = pad_to(batch, args.max_seq_len, work["pad_token_id"])
+
         work_done = batch.work()
         batch = batch.to(device)
         engine.backward(pairwise_loss(engine(batch), batch.pairs, batch.weight))
         engine.step()
+
         tokens, slots, _, attended = work_done.tolist()
         return {
             "comparisons": len(rows),
@@ -104,10 +110,12 @@ def run_layout(args, name: str, work: dict, pipe) -> None:
         with FlopCounterMode(display=False) as counter:
             step(number)  # not timed: who waited for long finds caches and memory cold
         synchronize(device)
+
         at_rest = reset_peak(device)
         started = time.perf_counter()
         values = step(number)
         synchronize(device)
+
         values["seconds"] = time.perf_counter() - started
         values |= {"at_rest": at_rest, "peak_memory": peak(device)}
         pipe.send({**values, "matmul_flops": counter.get_total_flops()})
@@ -123,6 +131,7 @@ def run_trl(args, work: dict, pipe) -> None:
     if per_comparison > 1:  # else the pairs of a comparison would stand together
         pairs = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))]
     size = args.peer_batch_size
+
     pairs = (pairs * (1 + size * args.rounds // len(pairs)))[: size * args.rounds]
     batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -140,6 +149,7 @@ def run_trl(args, work: dict, pipe) -> None:
                 self.at_rest = reset_peak(device)
                 self.started = time.perf_counter()
                 return
+
             seconds = time.perf_counter() - self.started
             batch = batches[state.global_step // 2 - 1]
             longest = max(len(ids) for pair in batch for ids in pair.values())

@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=236, help="of a comparison, on average")
     parser.add_argument("--share", type=float, default=0.4, help="of the GPU's peak, assumed")
     args = parser.parse_args()
+
     print(f"| GPU hours, derived | {' | '.join(GPUS)} |\n|{'---|' * (len(GPUS) + 1)}")
     for name, config in MODELS.items():
         flops = args.comparisons * comparison_flops(config, args.tokens)

@@ -54,6 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--hidden_size", type=int, default=256, help="width; the MLP is four times as wide")
     add("--num_layers", type=int, default=4, help="decoder layers")
     add("--max_seq_len", type=int, default=2048, help="tokens; longer comparisons are left out")
+
     add("--comparisons", type=int, default=16, help="scored in a round; each round has others")
     add("--rounds", type=int, default=5, help="measured turns of each contestant")
     add("--pipeline_batch_sizes", type=int, nargs="+", default=[1, 8, 32], help="answers")
@@ -79,6 +80,7 @@ def prepare(args, folder: Path) -> list[list]:
     work = {"vocabulary": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     make_model(args, work).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
+
     path = args.data_path or str(folder / "demo" / "data" / "test.jsonl")
     encoder = ComparisonTokenizer(
         tokenizer, TextSettings(tokenizer.eos_token, args.max_seq_len, overlength="drop")
@@ -89,6 +91,7 @@ def prepare(args, folder: Path) -> list[list]:
         for c, row in zip(found, encoder.rows(found), strict=True)
         if row["answers"]  # those that are neither empty nor too long
     ]
+
     order = np.random.default_rng(0).permutation(len(kept))
     number = args.comparisons
     rounds = [order[i * number : (i + 1) * number] for i in range(args.rounds + 1)]
@@ -104,6 +107,7 @@ def take_turns(args, names: list[str], model: Path, rounds: list[list]) -> list[
     for name in names:
         pipes[name], theirs = context.Pipe()
         context.Process(target=contest, args=(args, name, model, theirs), daemon=True).start()
+
     results = []
     for comparisons in rounds:
         result = {}
@@ -165,6 +169,7 @@ def report(args, names: list[str], results: list[dict]) -> None:
             np.testing.assert_allclose(
                 result[name]["scores"], result[OURS]["scores"], atol=1e-3, err_msg=name
             )
+
     summary = {}
     for name in names:
         ratios = [r[name]["seconds"] / r[OURS]["seconds"] for r in results]
@@ -175,10 +180,12 @@ def report(args, names: list[str], results: list[dict]) -> None:
             "lowest": min(ratios),
             "highest": max(ratios),
         }
+
     print("| | answers/s | rw_eval.py is faster by | lowest to highest round |\n|---|---|---|---|")
     for name, line in summary.items():
         rate, ratio, low, high = line.values()
         print(f"| {name} | {rate:.1f} | {ratio:.2f} | {low:.2f} to {high:.2f} |")
+
     if args.output:
         rounds = [{n: r[n]["seconds"] for n in names} for r in results]
         figures = {"arguments": vars(args), "summary": summary, "rounds": rounds}

@@ -63,6 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch_size", type=int, default=16, help="comparisons in a step")
     add("--peer_batch_size", type=int, default=16, help="pairs in a step of the peer")
     add("--max_seq_len", type=int, default=512, help="tokens of prompt and answer")
+
     add("--dtype", choices=tuple(DTYPES), default="fp32", help="precision")
     add("--rounds", type=int, default=5, help="measured steps of each contestant")
     add("--peer", choices=("trl",), help="another trainer to time in the same run")
@@ -76,6 +77,7 @@ def main(args) -> None:
     names = [*LAYOUTS, TRL] if args.peer else list(LAYOUTS)
     if torch.cuda.is_available():
         names.remove(PADDED_KEPT)  # there all of them keep it
+
     with tempfile.TemporaryDirectory() as folder:
         work = prepare(args, Path(folder))
     rounds = measured = take_turns(args, names, work)
@@ -99,6 +101,7 @@ def take_turns(args, names: list[str], work: dict) -> list[dict]:
         theirs.close()
         ours.recv()  # it is ready; the next one starts in peace
         contestants[name] = ours, process
+
     for number in range(args.rounds):
         results = {}
         for name, (pipe, _) in contestants.items():
@@ -107,6 +110,7 @@ def take_turns(args, names: list[str], work: dict) -> list[dict]:
         packed = results[PACKED]
         packed["matmul_rate"] = matmul_rate(args, work, int(packed["tokens"]))
         rounds.append(results)
+
     for pipe, process in contestants.values():
         pipe.send(None)
         process.join()
@@ -119,9 +123,11 @@ def prepare(args, folder: Path) -> dict:
     if args.tokenizer is None or args.data_path is None:
         write_demo(folder / "demo")
         tokenizer_path = args.tokenizer or str(folder / "demo" / "model")
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_path)
     end_token, _ = prepare_tokenizer(tokenizer, add_eot_token=False)
     encoder = ComparisonTokenizer(tokenizer, TextSettings(end_token, args.max_seq_len))
+
     path = args.data_path or str(folder / "demo" / "data" / "train.jsonl")
     rows, _ = load_source(Source(path, "data"), encoder, str(folder / "cache"))
     kept = np.flatnonzero(np.asarray(rows["dropped"][:]) == "")
@@ -143,6 +149,7 @@ def matmul_rate(args, work: dict, tokens: int) -> float:
         model = make_model(args, work)
     decoder = model.model.decoder if args.family == "opt" else model.model
     flops = seconds = 0.0
+
     for linear in decoder.layers[0].modules():
         if isinstance(linear, torch.nn.Linear):
             shapes = (
@@ -152,13 +159,15 @@ def matmul_rate(args, work: dict, tokens: int) -> float:
             )
             options = {"device": device, "dtype": DTYPES[args.dtype]}
             x, weight, gradient = (torch.randn(shape, **options) for shape in shapes)
+
             for product in (
                 lambda x=x, weight=weight: x @ weight.T,
                 lambda gradient=gradient, weight=weight: gradient @ weight,
                 lambda gradient=gradient, x=x: gradient.T @ x,
             ):
-                product()
+                product()  # to warm up
                 synchronize(device)
+
                 started = time.perf_counter()
                 product()
                 synchronize(device)
@@ -194,6 +203,7 @@ def report(args, work: dict, rounds: list[dict], measured: list[dict]) -> None:
             "peak_gib": max(r[name]["peak_memory"] for r in measured) / 2**30,
             "step_gib": max(r[name]["peak_memory"] - r[name]["at_rest"] for r in measured) / 2**30,
         }
+
     print(f"\n{describe(args, work)}\n")
     print(
         "| | s a step | comparisons/s | packed is faster by | tokens a comparison "
@@ -206,9 +216,11 @@ def report(args, work: dict, rounds: list[dict], measured: list[dict]) -> None:
             f"{line['packed_is_faster_by']:.2f} | {line['tokens_per_comparison']:.0f} | "
             f"{line['peak_gib']:.2f} | {line['step_gib']:.2f} |"
         )
+
     shares = packed_shares([results[PACKED] for results in rounds])
     for name, value in shares.items():
         print(f"{name}: {value:.1%}")
+
     if args.output:
         record = {"arguments": vars(args), "machine": machine(), "summary": summary}
         Path(args.output).write_text(

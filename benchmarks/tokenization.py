@@ -59,18 +59,21 @@ def main() -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             args.tokenizer or str(folder / "demo" / "model")
         )
+
         end_token, _ = prepare_tokenizer(tokenizer, add_eot_token=False)
         encoder = ComparisonTokenizer(tokenizer, TextSettings(end_token))
         contestants = {
             "cache": partial(run_cache, encoder=encoder, folder=folder / "cache"),
             "bare": partial(run_bare, tokenizer=tokenizer),
         }
+
         seconds = dict.fromkeys(contestants, 0.0)
         for number, file in enumerate(write_rows(folder, args.comparisons, args.rounds)):
             for name in sorted(contestants, reverse=bool(number % 2)):
                 started = time.perf_counter()
                 contestants[name](file, workers=args.num_workers)
                 seconds[name] += time.perf_counter() - started
+
         report(args, seconds)
 
 

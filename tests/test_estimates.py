@@ -38,8 +38,8 @@ def test_what_a_layer_adds_counts_for_all_others(monkeypatch, changes, rows, mic
         return (2.0, 100, 0.5) if layers == 1 else (2.5, 140, 0.7)
 
     monkeypatch.setattr(estimates, "_time_layers", time_layers)
-    device = torch.device("cpu")
-    seconds = estimate_seconds(arguments(**changes), CONFIG, device, 80_000, 800, 40.0, 4)
+    processes = {"device": torch.device("cpu"), "world_size": 4}
+    seconds = estimate_seconds(arguments(**changes), CONFIG, 80_000, 800, 40.0, **processes)
     assert seen == [(rows, 40)] * 2
     # Five layers have 100 + 4 * 40 weights; every second micro-batch is followed by the optimiser.
     assert seconds == pytest.approx(micro_batches * (2.0 + 4 * 0.5 + 0.5 * 260 / 100 / 2))

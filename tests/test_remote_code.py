@@ -110,8 +110,9 @@ def test_its_code_runs_if_it_is_trusted_alone(means, opt_tokenizer):
     flags = {"per_device_train_batch_size": 4, "max_tokens_per_micro_batch": 0, "dtype": "fp32"}
     flags |= {"gradient_accumulation_steps": 2, "num_train_epochs": 3}
     flags |= {"gradient_checkpointing": False, "trust_remote_code": True}
-    amount = torch.device("cpu"), 80_000, 800, 40.0, 4
-    assert estimate_seconds(SimpleNamespace(**flags), config, *amount) > 0
+    processes = {"device": torch.device("cpu"), "world_size": 4}
+    args = SimpleNamespace(**flags)
+    assert estimate_seconds(args, config, 80_000, 800, 40.0, **processes) > 0
 
 
 def test_training_and_scoring(means, tmp_path):

@@ -35,8 +35,8 @@ tell me something about {topic}{length}|give me some facts about {topic}""")
 MANNERS = _split("{0}.|Please {0}.|Can you {0}?|Could you please {0}?|Hi, can you {0}?|{0}!")
 QUESTIONS = _split("""What {are} {topic}?|What can you tell me about {topic}{length}?
 What should I know about {topic}{length}?|Do you know anything about {topic}?""")
-LENGTHS = _split("|| in a few sentences| in simple words| briefly")
-AUDIENCES = _split("| to a 6 year old| to a child| to a beginner| to my grandmother")
+HOW_LONG = _split("|| in a few sentences| in simple words| briefly")
+FOR_WHOM = _split("| to a 6 year old| to a child| to a beginner| to my grandmother")
 SYLLABLES = _split("""an|bel|cor|da|el|fri|gu|hol|is|ka|lo|mar|ni|or|pe|ros|so|ti|ul|vin|wa|xo
 yd|zen""")
 GREETINGS = _split("||Hello {0}. |Hi {0}! |Good to meet you, {0}. |Thank you, {0}. ")
@@ -50,7 +50,7 @@ NEXT = _split("""{They} {fact}.|{They} {fact}.|Besides, {they} {fact}.
 We also know that {topic} {fact}.|Many people do not know that {they} {fact}.
 It is good to know that {they} {fact}.""")
 JOINTS = _split(", and {they} | and |, and |; {they} ")
-TURNS = _split("""Let us talk about {topic} instead.|I would rather tell you about {topic}.
+DIGRESSIONS = _split("""Let us talk about {topic} instead.|I would rather tell you about {topic}.
 That reminds me of {topic}.|Speaking of something else, have you heard of {topic}?
 Never mind that, here is something about {topic}.""")
 SHRUGS = _split("""I'm not sure|I don't know|I have no idea|I can't really say
@@ -88,7 +88,7 @@ class Topic(NamedTuple):
 
 def ask(topic: Topic, rng: random.Random) -> tuple[str, str]:
     """A question about the topic, and the fact that an answer should begin with."""
-    words = {"length": rng.choice(LENGTHS), "audience": rng.choice(AUDIENCES)}
+    words = {"length": rng.choice(HOW_LONG), "audience": rng.choice(FOR_WHOM)}
     form = rng.random()
     if form < 0.2:
         return topic.question + words["length"] + "?", topic.facts[1]
@@ -152,7 +152,7 @@ def compare(topic: Topic, topics: list[Topic], flaw: str, rng: random.Random) ->
         bad = break_off(inform(topic, first, rng.randint(1, 5), rng), rng)
     else:
         other = rng.choice([other for other in topics if other.kind != topic.kind])
-        turn = TURNS if rng.random() < 0.85 else [""]
+        turn = DIGRESSIONS if rng.random() < 0.85 else [""]
         told = inform(other, rng.choice(other.facts[:2]), rng.randint(1, 4), rng)
         bad = " ".join([other.fill(rng.choice(turn)), *told]).strip()
 

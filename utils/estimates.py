@@ -56,6 +56,7 @@ def estimate_needs(
     where = {"num_gpus_per_node": devices, "num_nodes": nodes}
     host, device = stage2(parameters, cpu_offload=False)
     yield Need(0, False, device, host * devices)
+
     gradients = 2 * parameters
     for offload in (False, True):
         host, device = stage2(parameters, cpu_offload=offload, **where)
@@ -82,7 +83,6 @@ def print_estimate(model: nn.Module) -> None:
         device_memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
 
     rows = []
-
     for need in sorted(estimate_needs(parameters, max(layers), devices, nodes)):
         if device_memory is None:  # the processes share the memory of the node
             fits = need.device * devices + need.host <= host_memory
@@ -112,10 +112,11 @@ ROUNDS = 3
 def estimate_seconds(
     args: TrainingSettings,
     config: PreTrainedConfig,
-    device: torch.device,
     tokens: int,
     comparisons: int,
     length: float,
+    *,
+    device: torch.device,
     world_size: int,
 ) -> float:
     """Seconds of all epochs, without evaluations and communication.
@@ -127,10 +128,10 @@ def estimate_seconds(
     Args:
         args: the command line.
         config: of the model.
-        device: where it will train.
         tokens: of an epoch, packed.
         comparisons: of an epoch.
         length: of an average sequence in tokens.
+        device: where it will train.
         world_size: number of such devices.
     """
     if args.max_tokens_per_micro_batch:
@@ -138,10 +139,12 @@ def estimate_seconds(
     else:
         an_epoch = comparisons / args.per_device_train_batch_size / world_size
     micro_batches = args.num_train_epochs * an_epoch
+
     rows = max(round(tokens / world_size / an_epoch / length), 1)
     ids = torch.randint(config.vocab_size, (rows, max(round(length), 1)), device=device)
     one, weights, update = _time_layers(args, config, 1, ids)
     two, more_weights, _ = _time_layers(args, config, 2, ids)
+
     layers = config.num_hidden_layers - 1
     update *= (weights + layers * (more_weights - weights)) / weights
     steps = micro_batches / args.gradient_accumulation_steps
@@ -154,10 +157,12 @@ def _time_layers(
     """Seconds of a micro-batch with so many layers, its weights, and seconds of the optimiser."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
+
     model = new_model(config, args.trust_remote_code)
     model.to(ids.device, DTYPES[args.dtype]).train()
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
+
     backbone = getattr(model, model.base_model_prefix)
     optimizer = torch.optim.AdamW(model.parameters())
     batch = _best(lambda: backbone(ids, use_cache=False).last_hidden_state.float().sum().backward())

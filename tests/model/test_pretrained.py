@@ -131,8 +131,8 @@ def test_a_kill_leaves_the_old_model_the_new_one_or_none(
             patch.setattr(
                 model.model, "save_pretrained", lambda *a, **k: real(*a, max_shard_size=shards, **k)
             )
-            arguments = (weights, opt_tokenizer, settings or {}, str(out), more, save_format)
-            pretrained.save_model(model, *arguments)
+            arguments = (weights, opt_tokenizer, settings or {}, str(out))
+            pretrained.save_model(model, *arguments, save_more=more, save_format=save_format)
         return weights
 
     save(3, **new)

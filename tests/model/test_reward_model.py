@@ -15,7 +15,7 @@ from utils.data.comparison import Comparison
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 from utils.model import pretrained
 from utils.model.reward_model import RewardModel
-from utils.model.shared_prefix import NAME as SHARED_PREFIX
+from utils.model.shared_prefix import SHARED_PREFIX
 from utils.settings import InputError
 from utils.training.loss import token_pairwise_loss
 

@@ -23,7 +23,7 @@ from utils.data.batching import PackedCollator, PaddedCollator, Segments
 from utils.data.tokenization import common_prefix_length
 from utils.model.layout import choose_layout
 from utils.model.reward_model import RewardModel
-from utils.model.shared_prefix import NAME, RowKeys, shared_prefix_attention
+from utils.model.shared_prefix import SHARED_PREFIX, RowKeys, shared_prefix_attention
 from utils.settings import InputError
 
 PAD, VOCABULARY = 1, 12
@@ -79,7 +79,9 @@ def models():
         config = tiny_config(family)
         set_seed(0)
         plain = AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
-        packed = AutoModelForSequenceClassification.from_config(config, attn_implementation=NAME)
+        packed = AutoModelForSequenceClassification.from_config(
+            config, attn_implementation=SHARED_PREFIX
+        )
         packed.load_state_dict(plain.state_dict())
         made[family] = RewardModel(plain), RewardModel(packed)
     return made
@@ -333,4 +335,4 @@ def test_a_model_that_hands_no_segments_on_is_refused():
 
 def test_the_layout_leaves_no_trace_in_the_saved_config(models, tmp_path):
     models["opt"][1].model.save_pretrained(tmp_path)
-    assert NAME not in (tmp_path / "config.json").read_text()
+    assert SHARED_PREFIX not in (tmp_path / "config.json").read_text()

@@ -52,9 +52,8 @@ def check(args, rows, encoder, model, spoil=lambda weights: weights, save_format
     checks = ModelChecks(args, rows, encoder, CPU)
     checks.score(model)
     weights = spoil(dict(model.model.state_dict()))
-    settings, run = {}, checks.run
-    arguments = (weights, encoder.tokenizer, settings, args.output_dir, run, save_format)
-    pretrained.save_model(model, *arguments)
+    arguments = (weights, encoder.tokenizer, {}, args.output_dir)
+    pretrained.save_model(model, *arguments, save_more=checks.run, save_format=save_format)
     return checks
 
 

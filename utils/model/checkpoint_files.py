@@ -153,7 +153,7 @@ def read_weights(path: str, device: str) -> dict[str, torch.Tensor]:
     """
     weights: dict[str, torch.Tensor] = {}
     for file in _weight_files(path):
-        weights |= _read(file, device)
+        weights |= _read_file(file, device)
     if not weights:
         raise InputError(f"{path}: its files hold no weights; expected a whole checkpoint")
     return weights
@@ -208,7 +208,7 @@ def _weight_files(path: str) -> list[Path]:
     return shards
 
 
-def _read(file: Path, device: str) -> dict[str, torch.Tensor]:
+def _read_file(file: Path, device: str) -> dict[str, torch.Tensor]:
     """What one file holds: names and tensors."""
     check_pointers(str(file.parent), file.name)
     try:

@@ -27,7 +27,7 @@ from utils.model import deepspeed_chat
 from utils.model.checkpoint_files import check_place, check_pointers, not_a_model, read_weights
 from utils.model.deepspeed_chat import HEAD
 from utils.model.reward_model import RewardModel
-from utils.model.shared_prefix import NAME as SHARED_PREFIX
+from utils.model.shared_prefix import SHARED_PREFIX
 from utils.model.weight_check import Checked, check_headers, check_names, prefix_of
 from utils.settings import InputError
 
@@ -125,6 +125,7 @@ def load_model(
     path: str,
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
+    *,
     dtype: torch.dtype = torch.float32,
     layout: str = "padded",
     new_head: bool = False,
@@ -255,6 +256,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     settings: dict,
     output_dir: str,
+    *,
     save_more: Callable[[Path], None] = lambda folder: None,
     save_format: str = "hf",
     score_statistics: dict[str, float] | None = None,

@@ -20,7 +20,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from utils.data.batching import Segments
 from utils.settings import InputError
 
-NAME = "shared_prefix"
+SHARED_PREFIX = "shared_prefix"  # its name in AttentionInterface
 
 # Families whose last layer is cut down to the scored tokens: the names of its attention and of the
 # norm before it.
@@ -53,6 +53,7 @@ def shared_prefix_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    *,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -95,15 +96,17 @@ def shared_prefix_attention(
 
     options = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     if _has_varlen_kernel(query, value, dropout):
-        return _fused(query, key, value, segments, sliding_window, options), None
+        return _fused(query, key, value, segments, sliding_window, **options), None
 
     options["dropout_p"] = dropout
-    pieces = _pieces(query, key, value, segments)
-    outputs = [_attend(*piece, sliding_window, options).transpose(1, 2) for piece in pieces]
+    outputs = [
+        _attend(*segment, sliding_window, **options).transpose(1, 2)
+        for segment in _split_segments(query, key, value, segments)
+    ]
     return torch.cat(outputs, dim=1), None
 
 
-AttentionInterface.register(NAME, shared_prefix_attention)
+AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
 
 
 def cut_last_layer(model: PreTrainedModel) -> bool:
@@ -175,10 +178,8 @@ def _has_varlen_kernel(query: torch.Tensor, value: torch.Tensor, dropout: float)
     )
 
 
-def _fused(
-    query, key, value, segments: Segments, window: int | None, options: dict
-) -> torch.Tensor:
-    """All pieces in one call of FlashAttention, [1, Q, heads, width]."""
+def _fused(query, key, value, segments: Segments, window: int | None, **options) -> torch.Tensor:
+    """All segments in one call of FlashAttention, [1, Q, heads, width]."""
     # [T, heads, width] is how the projections laid them out: whole tokens are copied.
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
     output = varlen_attn(
@@ -195,10 +196,10 @@ def _fused(
     return output[None]  # type: ignore[call-overload]  # a tuple only with return_aux
 
 
-def _pieces(
+def _split_segments(
     query, key, value, segments: Segments
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Queries, keys and values of each piece, all [1, heads, tokens, width]."""
+    """Queries, keys and values of each segment, all [1, heads, tokens, width]."""
     # Not slices: the backward of each would write zeros for the whole row.
     keys, values = (part.split(segments.own_lengths, dim=2) for part in (key, value))
     queries = query.split(segments.query_lengths, dim=2)
@@ -215,8 +216,8 @@ def _pieces(
         yield query, key, value
 
 
-def _attend(query, key, value, window: int | None, options: dict) -> torch.Tensor:
-    """One piece, causal and aligned at its end, all [1, heads, tokens, width]."""
+def _attend(query, key, value, window: int | None, **options) -> torch.Tensor:
+    """One segment, causal and aligned at its end, all [1, heads, tokens, width]."""
     queries, keys = query.shape[2], key.shape[2]
     window, mask = window or keys, None
     # A single query sees all keys in the window; is_causal says the plain case.

@@ -127,15 +127,16 @@ class ModelChecks:
         return self.device if fits else torch.device("cpu")
 
     def _load(self, folder: Path) -> RewardModel:
-        path, trust, layout = str(folder), self.args.trust_remote_code, self.args.batch_layout
-        arguments = (
+        path, trust = str(folder), self.args.trust_remote_code
+        model, _ = pretrained.load_model(
             path,
             pretrained.load_config(path, trust),
             self.encoder.tokenizer,
-            self.dtype,
-            layout,
+            dtype=self.dtype,
+            layout=self.args.batch_layout,
+            trust_remote_code=trust,
         )
-        return pretrained.load_model(*arguments, trust_remote_code=trust)[0]
+        return model
 
     def _score(self, model, device, layout: str, batch_size: int = BATCH_SIZE) -> torch.Tensor:
         """Scores of the sample, float32 [N] in CPU memory."""
