@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.data.formats.test_readers import SAME, SAME_TEXT, SCHEMA, bot, user
 from utils.data.comparison import Comparison
-from utils.data.formats.layouts import ASKED, FORMATS, LAYOUTS, OPTIONAL, UNRANKED, find_reader
+from utils.data.formats.layouts import FORMATS, LAYOUTS, OPTIONAL, RANKED_FORMATS, find_reader
 from utils.settings import InputError
 
 ROWS_A_BATCH, BATCHES = 40, 250
@@ -181,13 +181,13 @@ def test_ten_thousand_rows_are_sound_or_value_errors():
     def read_all(batch):
         for number, changes, columns in batch:
             name, row = ROWS[number]
-            reader = find_reader(list(row), "file", name in LAYOUTS, name)
+            reader = find_reader(list(row), "file", name in RANKED_FORMATS, name)
             row = row | {column: NASTY[value] for column, value in columns.items()}
             for place, change in changes:
                 paths = list(places(row))
                 row = changed(row, paths[place % len(paths)], change)
             try:
-                outcomes[name, outcome(reader, row, name in LAYOUTS)] += 1
+                outcomes[name, outcome(reader, row, name in RANKED_FORMATS)] += 1
             except BaseException as error:
                 error.add_note(f"a row of {name} with {changes} and {columns}")
                 raise
@@ -201,14 +201,14 @@ def test_ten_thousand_rows_are_sound_or_value_errors():
         assert outcomes[name, "accepted"] > 5 and outcomes[name, "refused"] > 5, name
 
 
-ALL = sorted({column for columns, _ in (LAYOUTS | UNRANKED).values() for column in columns})
+ALL = sorted({column for layout in LAYOUTS.values() for column in layout.needed})
 
 
 @settings(max_examples=500, derandomize=True, deadline=None, database=None)
-@given(st.sets(st.sampled_from(sorted(LAYOUTS)), max_size=3), st.sets(st.sampled_from(ALL)))
+@given(st.sets(st.sampled_from(sorted(RANKED_FORMATS)), max_size=3), st.sets(st.sampled_from(ALL)))
 def test_any_columns_are_recognised_or_refused(names, columns):
-    columns = columns.union(*(LAYOUTS[name][0] for name in names))
-    fitting = [name for name in LAYOUTS if all(c in columns for c in LAYOUTS[name][0])]
+    columns = columns.union(*(LAYOUTS[name].needed for name in names))
+    fitting = [n for n in RANKED_FORMATS if all(c in columns for c in LAYOUTS[n].needed)]
     try:
         (found,) = find_reader(sorted(columns), "some.csv").args
     except InputError as error:
@@ -219,7 +219,9 @@ def test_any_columns_are_recognised_or_refused(names, columns):
             assert len(listed) > 1 and {*listed} <= {*fitting}
     else:
         assert found in fitting
-        needed = {*LAYOUTS[found][0]}
+        needed, preference = {*LAYOUTS[found].needed}, LAYOUTS[found].preference
         for name in fitting:
-            is_later = found in ASKED and ASKED.get(name, -1) > ASKED[found]
-            assert is_later or {*LAYOUTS[name][0]} - {*OPTIONAL} <= needed
+            other = LAYOUTS[name]
+            both = None not in (preference, other.preference)
+            is_later = both and other.preference > preference
+            assert is_later or {*other.needed} - {*OPTIONAL} <= needed

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from utils.data.formats.layouts import LAYOUTS
+from utils.data.formats.layouts import RANKED_FORMATS
 from utils.settings import FREE, InputError, Settings, flag, user_path
 
 # What other values mean to a run that goes on.
@@ -112,7 +112,7 @@ class ColumnSettings(Settings):
     """How the rows of main.py are laid out."""
 
     title = "columns of the data"
-    format: str | None = format_flag(tuple(LAYOUTS))
+    format: str | None = format_flag(RANKED_FORMATS)
     columns: list[str] | None = columns_flag()
 
 

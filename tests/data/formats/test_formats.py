@@ -4,7 +4,7 @@ import pytest
 
 from tests.conftest import bot, user
 from utils.data.comparison import Comparison
-from utils.data.formats.layouts import LAYOUTS, OPTIONAL, find_reader
+from utils.data.formats.layouts import LAYOUTS, OPTIONAL, RANKED_FORMATS, find_reader
 from utils.settings import InputError
 
 NAN = float("nan")
@@ -114,8 +114,8 @@ def test_transcripts_are_cut_after_the_last_shared_marker(seed):
 def test_unknown_columns_are_named_with_the_known_ones():
     with pytest.raises(InputError) as caught:
         find_reader(["text", "label"], "some.csv")
-    for name, (columns, _) in LAYOUTS.items():
-        assert f"{name}: {'+'.join(columns)}" in str(caught.value)
+    for name in RANKED_FORMATS:
+        assert f"{name}: {'+'.join(LAYOUTS[name].needed)}" in str(caught.value)
     for part in ("some.csv", "text", "label"):
         assert part in str(caught.value)
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT, bot, user
 from utils.data.comparison import Comparison
-from utils.data.formats.layouts import FORMATS, LAYOUTS, UNRANKED, find_reader
+from utils.data.formats.layouts import LAYOUTS, RANKED_FORMATS, find_reader
 
 NAN = float("nan")
 
@@ -127,8 +127,7 @@ SAME_TEXT = {
 
 
 def test_every_layout_has_its_example():
-    assert SAME.keys() | SAME_TEXT.keys() == LAYOUTS.keys()
-    assert (*LAYOUTS, *UNRANKED) == FORMATS
+    assert SAME.keys() | SAME_TEXT.keys() == {*RANKED_FORMATS}
 
 
 @pytest.mark.parametrize(("one", "other"), list(combinations(SAME, 2)))
@@ -152,7 +151,7 @@ def test_prompts_with_turns_in_the_text_stay_text():
     assert read_all["voted"].ranks == [1, 0] and read_all["voted"].votes == [0, 1]
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", RANKED_FORMATS)
 def test_readers_go_to_other_processes(name):
     row = (SAME | SAME_TEXT)[name]
     reader = find_reader(list(row), "file")
@@ -347,11 +346,11 @@ def test_bad_values_of_public_layouts_are_value_errors(name, bad):
         find_reader(list(row), "file", layout=name)(row, "s")
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", RANKED_FORMATS)
 def test_a_row_without_a_column_is_a_value_error(name):
     row = (SAME | SAME_TEXT)[name]
     reader = find_reader(list(row), "file")
-    for column in LAYOUTS[name][0]:
+    for column in LAYOUTS[name].needed:
         with pytest.raises(ValueError, match=f"no {column}; expected"):
             reader({key: value for key, value in row.items() if key != column}, "s")
 

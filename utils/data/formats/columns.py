@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from utils.data.formats.layouts import ALIASES, COLUMNS, TEXT_COLUMNS
+from utils.data.formats.layouts import ALIASES, KNOWN_COLUMNS, TEXT_COLUMNS
 from utils.settings import InputError
 
 IGNORE = "ignore"
@@ -91,10 +91,10 @@ def _check(entries: list[tuple[str, str]], where: str) -> ColumnMap:
     entries = [(name.strip(), column.strip()) for name, column in entries]
     names = [(name, column) for name, column in entries if name != IGNORE]
     for name, column in names:
-        if name not in COLUMNS:
+        if name not in KNOWN_COLUMNS:
             raise InputError(
                 f"{where}: {name}={column} gives a name that no layout reads; expected {IGNORE} "
-                f"or one of {', '.join(COLUMNS)}"
+                f"or one of {', '.join(KNOWN_COLUMNS)}"
             )
 
     for place, what in ((0, "is given"), (1, "gets a name")):

@@ -1,10 +1,11 @@
 """The column layouts of data sets, and the reader that makes a Comparison of a row of each.
 
-A layout is recognised by its columns, never by the name of the data set.
+A layout is recognised by its columns, never by the name of the data set. A new one is a row of
+LAYOUTS and a function in readers.py.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from utils.data.comparison import MAX_NAME, Comparison, check_number, check_text
@@ -14,7 +15,126 @@ from utils.data.formats.messages import as_messages, is_empty, read_list, read_m
 from utils.settings import InputError
 
 Reader = Callable[[dict, str], Comparison]
-Layout = tuple[tuple[str, ...], Reader]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns a table has, and what reads them.
+
+    Attributes:
+        reader: `reader(row, source) -> Comparison`, ValueError for a bad row.
+        texts: columns with texts, or with lists and dicts, which a CSV file spells as text.
+        numbers: columns with numbers.
+        optional_texts, optional_numbers: the same, but a table may lack them.
+        is_ranked: whether it says which answer is better; if not, it is for scoring alone.
+        preference: of several layouts with a number here, a table is read as the one with the
+            lowest; None: the layout with more columns is taken.
+    """
+
+    reader: Reader
+    texts: tuple[str, ...]
+    numbers: tuple[str, ...] = ()
+    optional_texts: tuple[str, ...] = ()
+    optional_numbers: tuple[str, ...] = ()
+    is_ranked: bool = True
+    preference: int | None = None
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The columns by which it is recognised."""
+        return (*self.texts, *self.numbers)
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Further columns that its reader takes."""
+        return (*self.optional_texts, *self.optional_numbers)
+
+
+def _chosen_rejected(prompt: str, preference: int) -> Layout:
+    """The layout of chosen and rejected whose prompt is this column (readers.PROMPTS)."""
+    reader = partial(readers.pairs, first=prompt)
+    return Layout(reader, (prompt, "chosen", "rejected"), preference=preference)
+
+
+# By the names that --format takes, in the order in which messages list them.
+LAYOUTS = {
+    "ranked": Layout(readers.ranked, ("prompt", "responses", "ranks")),
+    "scored": Layout(readers.scored, ("prompt", "responses", "scores")),
+    "voted": Layout(readers.voted, ("prompt", "responses", "votes")),
+    "pairs": _chosen_rejected("prompt", 0),
+    "transcripts": Layout(readers.transcripts, ("chosen", "rejected")),
+    "webgpt": Layout(
+        readers.webgpt, ("question", "answer_0", "answer_1"), numbers=("score_0", "score_1")
+    ),
+    "shp": Layout(
+        readers.shp,
+        ("history", "human_ref_A", "human_ref_B"),
+        numbers=("labels",),
+        optional_numbers=("score_ratio",),
+    ),
+    "sharegpt": _chosen_rejected("conversations", 0),
+    "messages": _chosen_rejected("messages", 1),
+    "conversation": _chosen_rejected("conversation", 2),
+    "alpaca": _chosen_rejected("instruction", 3),
+    "question": _chosen_rejected("question", 4),
+    "query": _chosen_rejected("query", 5),
+    "input": _chosen_rejected("input", 6),
+    "history": _chosen_rejected("history", 7),
+    "ultrafeedback": Layout(readers.ultrafeedback, ("instruction", "completions")),
+    "helpsteer2": Layout(
+        readers.helpsteer2,
+        ("prompt", "response_1", "response_2"),
+        numbers=("preference_strength",),
+    ),
+    "helpsteer3": Layout(
+        readers.helpsteer3,
+        ("context", "response1", "response2"),
+        numbers=("overall_preference",),
+        optional_texts=("individual_preference",),
+    ),
+    "nectar": Layout(readers.nectar, ("prompt", "answers")),
+    "arena": Layout(readers.arena, ("conversation_a", "conversation_b", "winner")),
+    "arena_55k": Layout(
+        readers.arena_55k,
+        ("prompt", "response_a", "response_b"),
+        numbers=("winner_model_a", "winner_model_b", "winner_tie"),
+    ),
+    "pandalm": Layout(
+        readers.pandalm,
+        ("instruction", "input", "response1", "response2"),
+        numbers=("annotator1", "annotator2", "annotator3"),
+    ),
+    "answers": Layout(readers.unranked, ("prompt", "responses"), is_ranked=False),
+    "answer": Layout(readers.single, ("prompt", "response"), is_ranked=False),
+}
+FORMATS = tuple(LAYOUTS)
+RANKED_FORMATS = tuple(name for name, layout in LAYOUTS.items() if layout.is_ranked)
+
+# Columns that any layout may have, unless they are its own; a row without one has null there.
+SCORES = ("score_chosen", "score_rejected")
+OPTIONAL_NUMBERS = (*SCORES, "margin", "preference_strength", "weight")
+OPTIONAL_TEXTS = ("votes", "tools")
+OPTIONAL = (*OPTIONAL_NUMBERS, *OPTIONAL_TEXTS)
+SYSTEM = ("system", "system_prompt")
+NAMES = ("source", "subset")  # of the source that a row is from
+
+# Other names of a layout's columns, taken where the table has not the usual one (argilla's).
+ALIASES = {"chosen_response": "chosen", "rejected_response": "rejected"}
+
+# Those of a CSV file whose NA or 7 is text, and every column that is read by its name.
+TEXT_COLUMNS = (
+    *(column for each in LAYOUTS.values() for column in (*each.texts, *each.optional_texts)),
+    *(*OPTIONAL_TEXTS, *SYSTEM, *ALIASES),
+)
+KNOWN_COLUMNS = tuple(
+    dict.fromkeys(
+        (
+            *(column for each in LAYOUTS.values() for column in each.needed),
+            *(column for each in LAYOUTS.values() for column in each.optional),
+            *(*SYSTEM, *OPTIONAL, *NAMES, "id"),
+        )
+    )
+)
 
 
 def find_reader(
@@ -42,25 +162,28 @@ def find_reader(
     """
     if layout is None:
         layout = _recognise(set(columns), path, ranked)
-    if ranked and layout in UNRANKED:
+    if ranked and not LAYOUTS[layout].is_ranked:
         raise InputError(
             f"{path}: --format {layout} does not say which answer is better; training needs one "
-            f"of {', '.join(LAYOUTS)}"
+            f"of {', '.join(RANKED_FORMATS)}"
         )
-    missing = [column for column in _KNOWN[layout][0] if column not in columns]
-    if missing:
+
+    needed = LAYOUTS[layout].needed
+    if missing := [column for column in needed if column not in columns]:
         raise InputError(
-            f"{path}: --format {layout} needs the columns {', '.join(_KNOWN[layout][0])}; "
+            f"{path}: --format {layout} needs the columns {', '.join(needed)}; "
             f"{', '.join(missing)} is not among {', '.join(columns)}"
         )
-    return partial(_read, layout, chat=True) if chat else partial(_read, layout)
+    return partial(_read_row, layout, chat=True) if chat else partial(_read_row, layout)
 
 
 def _recognise(columns: set[str], path: str, ranked: bool) -> str:
     """The layout whose columns are there, and no layout with more of them."""
-    fitting = [name for name in LAYOUTS if columns.issuperset(LAYOUTS[name][0])]
-    if not fitting and not ranked:
-        fitting = [name for name in UNRANKED if columns.issuperset(UNRANKED[name][0])]
+    fitting = [name for name in LAYOUTS if columns.issuperset(LAYOUTS[name].needed)]
+    with_ranks = [name for name in fitting if LAYOUTS[name].is_ranked]
+    if ranked or with_ranks:
+        fitting = with_ranks
+
     found = [n for n in fitting if not any(_gives_way(n, m) for m in fitting if m != n)]
     if len(found) == 1:
         return found[0]
@@ -79,32 +202,32 @@ def _recognise(columns: set[str], path: str, ranked: bool) -> str:
 
 def known_layouts(ranked: bool = True) -> str:
     """All layouts with their columns, for error messages; `ranked` as in `find_reader`."""
-    layouts = (LAYOUTS if ranked else _KNOWN).items()
-    return "; ".join(f"{name}: {'+'.join(needed)}" for name, (needed, _) in layouts)
+    names = RANKED_FORMATS if ranked else FORMATS
+    return "; ".join(f"{name}: {'+'.join(LAYOUTS[name].needed)}" for name in names)
 
 
 def _gives_way(name: str, other: str) -> bool:
-    """Whether `other` has all columns of `name` and more.
+    """Whether a table that fits both layouts is read as the other one.
 
     A column that any layout may have does not count: with ranks, votes do not make the ranks.
-    Where chosen and rejected have several columns beside them that may be their prompt, the first
-    one in ASKED is.
     """
-    if name in ASKED and other in ASKED:
-        return ASKED[name] > ASKED[other]
-    return set(_KNOWN[name][0]).difference(OPTIONAL) < set(_KNOWN[other][0])
+    one, two = LAYOUTS[name], LAYOUTS[other]
+    if one.preference is not None and two.preference is not None:
+        return one.preference > two.preference
+    return set(one.needed).difference(OPTIONAL) < set(two.needed)
 
 
-def _read(layout: str, row: dict, source: str, chat: bool = False) -> Comparison:
+def _read_row(layout: str, row: dict, source: str, chat: bool = False) -> Comparison:
     """A row of a layout, with what columns that any layout may have say about its answers."""
-    columns, reader = _KNOWN[layout]
-    missing = [column for column in columns if column not in row]
-    if missing:
-        raise ValueError(f"no {', '.join(missing)}; expected {', '.join(columns)}")
+    needed = LAYOUTS[layout].needed
+    if missing := [column for column in needed if column not in row]:
+        raise ValueError(f"no {', '.join(missing)}; expected {', '.join(needed)}")
+
     names = (row.get(column) for column in NAMES)
     source = next((str(name) for name in names if is_name(name)), source)
-    comparison = reader(row, source)
-    fields = _optional_fields(row, comparison, set(OPTIONAL).difference(columns))
+    comparison = LAYOUTS[layout].reader(row, source)
+
+    fields = _optional_fields(row, comparison, set(OPTIONAL).difference(needed))
     if system := _system_text(row):
         fields["prompt"] = with_system(comparison, system, chat)
     return replace(comparison, **fields) if fields else comparison
@@ -154,86 +277,3 @@ def _by_rank(comparison: Comparison, column: str, better: float, worse: float) -
         raise ValueError(f"{column} is for a pair, but there are {len(comparison.ranks)} answers")
     best = min(comparison.ranks)
     return [better if rank == best else worse for rank in comparison.ranks]
-
-
-# Layouts of chosen and rejected by the column of their prompt (readers.PROMPTS), by preference.
-PROMPT_OF = {
-    "messages": "messages",
-    "conversation": "conversation",
-    "alpaca": "instruction",
-    "question": "question",
-    "query": "query",
-    "input": "input",
-    "history": "history",
-}
-ASKED = {"pairs": 0, "sharegpt": 0, **{name: i for i, name in enumerate(PROMPT_OF, 1)}}
-
-# Columns and reader of each layout, by the name that --format takes.
-LAYOUTS: dict[str, Layout] = {
-    "ranked": (("prompt", "responses", "ranks"), readers.ranked),
-    "scored": (("prompt", "responses", "scores"), readers.scored),
-    "voted": (("prompt", "responses", "votes"), readers.voted),
-    "pairs": (("prompt", "chosen", "rejected"), readers.pairs),
-    "transcripts": (("chosen", "rejected"), readers.transcripts),
-    "webgpt": (("question", "answer_0", "answer_1", "score_0", "score_1"), readers.webgpt),
-    "shp": (("history", "human_ref_A", "human_ref_B", "labels"), readers.shp),
-    "sharegpt": (
-        ("conversations", "chosen", "rejected"),
-        partial(readers.pairs, first="conversations"),
-    ),
-    **{
-        name: ((column, "chosen", "rejected"), partial(readers.pairs, first=column))
-        for name, column in PROMPT_OF.items()
-    },
-    "ultrafeedback": (("instruction", "completions"), readers.ultrafeedback),
-    "helpsteer2": (
-        ("prompt", "response_1", "response_2", "preference_strength"),
-        readers.helpsteer2,
-    ),
-    "helpsteer3": (("context", "response1", "response2", "overall_preference"), readers.helpsteer3),
-    "nectar": (("prompt", "answers"), readers.nectar),
-    "arena": (("conversation_a", "conversation_b", "winner"), readers.arena),
-    "arena_55k": (
-        ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"),
-        readers.arena_55k,
-    ),
-    "pandalm": (
-        ("instruction", "input", "response1", "response2")
-        + ("annotator1", "annotator2", "annotator3"),
-        readers.pandalm,
-    ),
-}
-
-# For scoring alone: nothing says which answer is better.
-UNRANKED: dict[str, Layout] = {
-    "answers": (("prompt", "responses"), readers.unranked),
-    "answer": (("prompt", "response"), readers.single),
-}
-_KNOWN = LAYOUTS | UNRANKED
-FORMATS = tuple(_KNOWN)
-
-# Columns that any layout may have, unless they are its own; a row without one has null there.
-SCORES = ("score_chosen", "score_rejected")
-OPTIONAL = (*SCORES, "margin", "preference_strength", "votes", "weight", "tools")
-SYSTEM = ("system", "system_prompt")
-NAMES = ("source", "subset")  # of the source that a row is from
-
-# Other names of a layout's columns, taken where the table has not the usual one (argilla's).
-ALIASES = {"chosen_response": "chosen", "rejected_response": "rejected"}
-
-# Every column that is read by its name, and those of a CSV file whose NA or 7 is text.
-COLUMNS = tuple(
-    dict.fromkeys(
-        (
-            *(column for columns, _ in _KNOWN.values() for column in columns),
-            *("score_ratio", "individual_preference", "input", "history"),
-            *(*SYSTEM, *OPTIONAL, *NAMES, "id"),
-        )
-    )
-)
-NUMBERS = (
-    *("score_0", "score_1", "labels", "score_ratio", "preference_strength", "overall_preference"),
-    *("winner_model_a", "winner_model_b", "winner_tie", "annotator1", "annotator2", "annotator3"),
-    *(*SCORES, "margin", "weight"),
-)
-TEXT_COLUMNS = (*ALIASES, *(name for name in COLUMNS if name not in (*NUMBERS, *NAMES, "id")))

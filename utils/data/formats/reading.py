@@ -13,7 +13,7 @@ from utils.data.comparison import MAX_DEPTH, MAX_NAME, Comparison
 from utils.data.formats.columns import ColumnMap
 from utils.data.formats.conversations import TURN, remainder
 from utils.data.formats.layouts import (
-    ASKED,
+    LAYOUTS,
     NAMES,
     SYSTEM,
     Reader,
@@ -112,7 +112,7 @@ def plan_reading(
 def _remedy(survey: "_Survey", layout: str) -> str:
     """What to do about columns that are lost; a name that can hold the values of the first one."""
     lost = survey.lost
-    asks = layout in (*ASKED, "transcripts")  # it takes the columns of all of these
+    asks = "chosen" in LAYOUTS[layout].texts  # and may have any column of readers.PROMPTS
     name, below = "system", ""
     if survey.is_bare and asks:
         name = "prompt"
