@@ -1,5 +1,6 @@
 """--columns: which column of a table stands for which of a layout, and which are left out."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -7,7 +8,6 @@ from utils.data.formats.layouts import ALIASES, KNOWN_COLUMNS, TEXT_COLUMNS
 from utils.settings import InputError
 
 IGNORE = "ignore"
-EXPECTED = f"NAME=COLUMN, as in prompt=question, or {IGNORE}=COLUMN[,COLUMN]"
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,14 @@ def parse_columns(words: Iterable[str] | None) -> ColumnMap | None:
         return None
     entries = []
     for word in words:
-        name, sign, column = word.partition("=")
-        if not sign or not name or not column:
-            raise InputError(f"--columns {word}: expected {EXPECTED}")
-        entries += [(name, part) for part in (column.split(",") if name == IGNORE else [column])]
-    return _check(entries, "--columns")
+        name, _, column = word.partition("=")
+        if not name or not column:
+            raise InputError(
+                f"--columns {word}: expected NAME=COLUMN, as in prompt=question, or "
+                f"{IGNORE}=COLUMN[,COLUMN]"
+            )
+        entries.append((name, column))
+    return _read_entries(entries, "--columns")
 
 
 def read_columns(value: object, path: str) -> ColumnMap:
@@ -76,20 +79,23 @@ def read_columns(value: object, path: str) -> ColumnMap:
     where = f"{path}: columns"
     if not isinstance(value, dict):
         raise InputError(f"{where} is {value!r:.60}; expected {{prompt: question}} and the like")
+    return _read_entries(value.items(), where)
+
+
+def _read_entries(given: Iterable[tuple], where: str) -> ColumnMap:
+    """The new names of (name, column); of those to ignore, several may be a list or A,B."""
     entries = []
-    for name, column in value.items():
-        parts = column if name == IGNORE and isinstance(column, list) else [column]
+    for name, column in given:
         if name == IGNORE and isinstance(column, str):
-            parts = column.split(",")
+            column = column.split(",")
+        parts = column if name == IGNORE and isinstance(column, list) else [column]
         entries += [(name, part) for part in parts]
     if bad := [f"{n}: {c}" for n, c in entries if not isinstance(n, str) or not isinstance(c, str)]:
         raise InputError(f"{where} has {', '.join(bad)}; expected names of columns")
-    return _check(entries, where)
 
-
-def _check(entries: list[tuple[str, str]], where: str) -> ColumnMap:
     entries = [(name.strip(), column.strip()) for name, column in entries]
     names = [(name, column) for name, column in entries if name != IGNORE]
+    ignored = [column for name, column in entries if name == IGNORE]
     for name, column in names:
         if name not in KNOWN_COLUMNS:
             raise InputError(
@@ -97,10 +103,10 @@ def _check(entries: list[tuple[str, str]], where: str) -> ColumnMap:
                 f"or one of {', '.join(KNOWN_COLUMNS)}"
             )
 
-    for place, what in ((0, "is given"), (1, "gets a name")):
-        seen = [pair[place] for pair in (names if place == 0 else entries)]
-        if twice := [part for part in dict.fromkeys(seen) if seen.count(part) > 1]:
+    for what, seen in (
+        ("is given", [name for name, _ in names]),
+        ("gets a name", [column for _, column in entries]),
+    ):
+        if twice := [part for part, count in Counter(seen).items() if count > 1]:
             raise InputError(f"{where}: {', '.join(twice)} {what} twice; expected once")
-
-    ignored = tuple(column for name, column in entries if name == IGNORE)
-    return ColumnMap(tuple(names), ignored)
+    return ColumnMap(tuple(names), tuple(ignored))

@@ -1,7 +1,21 @@
 """A prompt and its answers, in whatever shape a row has them: a Comparison with one copy of each.
 
-Answers are what follows the prompt, or whole conversations that hold it. Texts stay texts; where
-one is a list of messages, all become conversations.
+Tables have the turns of a conversation (u: the user's, a: the assistant's) in these ways, and the
+prompt may be empty in the last two:
+
+    prompt column     answers          what is done
+    u1 a1 u2          a2               it is taken as it stands
+    u1 a1 u2                u2 a2      where they overlap, one copy goes
+    u2                u1 a1 u2 a2      the prompt is in the answer: the answer says it all
+
+Then the answers are whole conversations, and what they have in common is the prompt:
+
+    answer 1          u1 a1 u2 | a2
+    answer 2          u1 a1 u2 | b2
+                      prompt   | answers
+
+Texts stay texts, and the same is done with their characters; where one is a list of messages, all
+become conversations.
 """
 
 import re
@@ -41,6 +55,7 @@ def make_comparison(
     responses: Sequence,
     ranks: Sequence[int],
     source: str,
+    *,
     grades: Sequence[float] | None = None,
     votes: Sequence[float] | None = None,
 ) -> Comparison:
@@ -57,33 +72,11 @@ def make_comparison(
             answer does not end with a message of the assistant.
     """
     prompt, responses = _read_spellings(prompt, responses)
-    if not any(isinstance(part, list) for part in (prompt, *responses)):
-        prompt, responses = _say_once(prompt, responses)
-        return Comparison(prompt, responses, ranks, source, grades, votes)
-    if not responses:
-        raise ValueError("no answers")
-
-    asked = [] if is_empty(prompt) else read_messages(prompt, "user")
-    if asked and all(isinstance(response, str) for response in responses):
-        if all(map(WHOLE.match, responses)):
-            return Comparison(*_of_transcripts(asked, responses), ranks, source, grades, votes)
-        responses = _after_prompt(asked[-1]["content"], responses) or responses
-    conversations = [
-        _conversation(asked, response, number) for number, response in enumerate(responses, 1)
-    ]
-
-    # An answer needs a message of its own, also where one conversation begins another.
-    turns = zip(*(conversation[:-1] for conversation in conversations), strict=False)
-    shared = len(list(takewhile(lambda turn: all(_same(m, turn[0]) for m in turn), turns)))
-    if not shared:
-        raise ValueError(
-            "the answers have no message before them in common; expected a prompt (which column "
-            "has it? --columns prompt=COLUMN)"
-        )
-    answers = [conversation[shared:] for conversation in conversations]
-    if all(len(answer) == 1 and _says_text_alone(answer[0]) for answer in answers):
-        answers = [answer[0]["content"] for answer in answers]
-    return Comparison(conversations[0][:shared], answers, ranks, source, grades, votes)
+    if any(isinstance(part, list) for part in (prompt, *responses)):
+        prompt, responses = _of_messages(prompt, responses)
+    else:
+        prompt, responses = _of_texts(prompt, responses)
+    return Comparison(prompt, responses, ranks, source, grades, votes)
 
 
 def with_system(comparison: Comparison, text: str, as_message: bool = False) -> str | list[Message]:
@@ -163,17 +156,45 @@ def _read_spellings(prompt: Any, responses: Sequence) -> tuple[Any, list]:
     return prompt, [r if isinstance(r, str) else as_messages(r) for r in responses]
 
 
-def _say_once(prompt: Any, responses: list) -> tuple[Any, list]:
+def _of_texts(prompt: Any, responses: list) -> tuple[Any, list]:
     """A text prompt and text answers, without the prompt where they repeat it."""
     text = "" if is_empty(prompt) else prompt
     if not all(isinstance(part, str) for part in (text, *responses)):
         return prompt, responses
-    rests = _after_prompt(text, responses)
-    if rests is not None:
+    if (rests := _after_prompt(text, responses)) is not None:
         return text.rstrip(), rests
     if responses and all(map(WHOLE.match, responses)):
         return _of_transcripts(text, responses)
     return prompt, responses
+
+
+def _of_messages(prompt: Any, responses: list) -> tuple[str | list[Message], list]:
+    """A prompt of messages, and answers that are texts where they say nothing but that."""
+    if not responses:
+        raise ValueError("no answers")
+
+    asked = [] if is_empty(prompt) else read_messages(prompt, "user")
+    if asked and all(isinstance(response, str) for response in responses):
+        if all(map(WHOLE.match, responses)):
+            return _of_transcripts(asked, responses)
+        responses = _after_prompt(asked[-1]["content"], responses) or responses
+    conversations = [
+        _conversation(asked, response, number) for number, response in enumerate(responses, 1)
+    ]
+
+    # An answer needs a message of its own, also where one conversation begins another.
+    turns = zip(*(_trimmed(conversation[:-1]) for conversation in conversations), strict=False)
+    shared = len(list(takewhile(lambda turn: all(m == turn[0] for m in turn), turns)))
+    if not shared:
+        raise ValueError(
+            "the answers have no message before them in common; expected a prompt (which column "
+            "has it? --columns prompt=COLUMN)"
+        )
+
+    prompt, answers = conversations[0][:shared], [turns[shared:] for turns in conversations]
+    texts = [answer[0]["content"] for answer in answers]
+    is_text = answers == [[{"role": "assistant", "content": text}] for text in texts]
+    return prompt, texts if is_text else answers
 
 
 def _of_transcripts(
@@ -220,13 +241,14 @@ def _conversation(asked: list[Message], response: Any, number: int) -> list[Mess
         return asked + said
 
     (system, before), (own_system, after) = _split_system(asked), _split_system(said)
-    if system and own_system and not _all_same(system, own_system):
+    if system and own_system and _trimmed(system) != _trimmed(own_system):
         raise ValueError(f"prompt and answer {number} have two different system messages")
     system = own_system or system
+
     if _holds(own_system + after[:-1], before):
         return system + after
     for length in range(min(len(before), len(after) - 1), 0, -1):
-        if _all_same(before[-length:], after[:length]):
+        if _trimmed(before[-length:]) == _trimmed(after[:length]):
             return system + before + after[length:]
     raise ValueError(
         f"answer {number} is a conversation that begins with a message of the role "
@@ -236,9 +258,10 @@ def _conversation(asked: list[Message], response: Any, number: int) -> list[Mess
 
 def _holds(turns: list[Message], prompt: list[Message]) -> bool:
     """Whether the turns before an answer say all that the prompt says."""
+    turns = _trimmed(turns)
     texts = [turn["content"] for turn in turns]
-    for message in prompt:
-        if any(_same(message, turn) for turn in turns):
+    for message in _trimmed(prompt):
+        if message in turns:
             continue
         text = message["content"]
         if any(name in message for name in (*REASONING, *CALLS)) or not re.search(r"\w", text):
@@ -254,17 +277,6 @@ def _split_system(messages: list[Message]) -> tuple[list[Message], list[Message]
     return system, messages[len(system) :]
 
 
-def _same(one: Message, other: Message) -> bool:
-    """Whether two messages are equal but for white space at the ends."""
-    return one == other or {**one, "content": one["content"].strip()} == {
-        **other,
-        "content": other["content"].strip(),
-    }
-
-
-def _all_same(one: list[Message], other: list[Message]) -> bool:
-    return len(one) == len(other) and all(map(_same, one, other))
-
-
-def _says_text_alone(message: Message) -> bool:
-    return message["role"] == "assistant" and message.keys() == {"role", "content"}
+def _trimmed(messages: list[Message]) -> list[Message]:
+    """Messages as they are compared: white space at the ends makes no difference."""
+    return [{**message, "content": message["content"].strip()} for message in messages]

@@ -50,7 +50,7 @@ class Layout:
         return (*self.optional_texts, *self.optional_numbers)
 
 
-def _chosen_rejected(prompt: str, preference: int) -> Layout:
+def _pairs(prompt: str, preference: int) -> Layout:
     """The layout of chosen and rejected whose prompt is this column (readers.PROMPTS)."""
     reader = partial(readers.pairs, first=prompt)
     return Layout(reader, (prompt, "chosen", "rejected"), preference=preference)
@@ -61,7 +61,7 @@ LAYOUTS = {
     "ranked": Layout(readers.ranked, ("prompt", "responses", "ranks")),
     "scored": Layout(readers.scored, ("prompt", "responses", "scores")),
     "voted": Layout(readers.voted, ("prompt", "responses", "votes")),
-    "pairs": _chosen_rejected("prompt", 0),
+    "pairs": _pairs("prompt", 0),
     "transcripts": Layout(readers.transcripts, ("chosen", "rejected")),
     "webgpt": Layout(
         readers.webgpt, ("question", "answer_0", "answer_1"), numbers=("score_0", "score_1")
@@ -72,14 +72,14 @@ LAYOUTS = {
         numbers=("labels",),
         optional_numbers=("score_ratio",),
     ),
-    "sharegpt": _chosen_rejected("conversations", 0),
-    "messages": _chosen_rejected("messages", 1),
-    "conversation": _chosen_rejected("conversation", 2),
-    "alpaca": _chosen_rejected("instruction", 3),
-    "question": _chosen_rejected("question", 4),
-    "query": _chosen_rejected("query", 5),
-    "input": _chosen_rejected("input", 6),
-    "history": _chosen_rejected("history", 7),
+    "sharegpt": _pairs("conversations", 0),
+    "messages": _pairs("messages", 1),
+    "conversation": _pairs("conversation", 2),
+    "alpaca": _pairs("instruction", 3),
+    "question": _pairs("question", 4),
+    "query": _pairs("query", 5),
+    "input": _pairs("input", 6),
+    "history": _pairs("history", 7),
     "ultrafeedback": Layout(readers.ultrafeedback, ("instruction", "completions")),
     "helpsteer2": Layout(
         readers.helpsteer2,

@@ -1,12 +1,14 @@
-"""How a row of each column layout is read; formats.py says which layouts there are.
+"""A reader for each column layout; layouts.py says which columns each has.
 
-Each reader makes a Comparison of a row, a dict with the layout's columns, and the name of its
-source. It raises ValueError for a bad row.
+A reader makes a Comparison of a row, a dict with the layout's columns, and the name of its source.
+It raises ValueError for a bad row. First come the layouts for data of one's own, then those of
+public data sets, last what they share.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterable
+from operator import getitem
 from typing import Any
 
 from utils.data.comparison import (
@@ -28,7 +30,7 @@ WINNERS = {
 }
 
 
-def pairs(row: dict, source: str, first: str = "prompt") -> Comparison:
+def pairs(row: dict, source: str, first: str) -> Comparison:
     """chosen, rejected, and what they answer in one of PROMPTS, perhaps with a history before it.
 
     Texts, or chat messages (TRL's preference type, LLaMA-Factory's and axolotl's).
@@ -37,16 +39,11 @@ def pairs(row: dict, source: str, first: str = "prompt") -> Comparison:
         row, source: as all readers take them.
         first: the column of PROMPTS that is read; where it is empty, the next that is not.
     """
-    answers = (row["chosen"], row["rejected"])
-    columns = (first, *(column for column in PROMPTS if column != first))
-    column = next((name for name in columns if not is_empty(row.get(name))), first)
-    prompt: Any = PROMPTS[column](row, column) if column in row else None
-    before = _history(row) if column != "history" else []
-    if before:
+    column = next((name for name in (first, *PROMPTS) if not is_empty(row.get(name))), first)
+    prompt = PROMPTS[column](row, column)
+    if column != "history" and (before := _history(row)):
         prompt = before + read_messages(as_messages(prompt), "user")
-    elif column in TURNS:
-        prompt = _before_answers(prompt, answers)
-    return make_comparison(prompt, answers, (0, 1), source)
+    return make_comparison(prompt, (row["chosen"], row["rejected"]), (0, 1), source)
 
 
 def transcripts(row: dict, source: str) -> Comparison:
@@ -61,19 +58,19 @@ def transcripts(row: dict, source: str) -> Comparison:
 
 def scored(row: dict, source: str) -> Comparison:
     """prompt, responses, scores: K answers, the higher score is better."""
-    scores = _numbers("scores", _list(row, "scores"))
+    scores = _check_numbers("scores", _list(row, "scores"))
     return _graded(row["prompt"], _list(row, "responses"), scores, source)
 
 
 def ranked(row: dict, source: str) -> Comparison:
     """prompt, responses, ranks: K answers, the lower rank is better."""
-    ranks = ranks_from_scores([-rank for rank in _numbers("ranks", _list(row, "ranks"))])
+    ranks = ranks_from_scores([-rank for rank in _check_numbers("ranks", _list(row, "ranks"))])
     return make_comparison(row["prompt"], _list(row, "responses"), ranks, source)
 
 
 def voted(row: dict, source: str) -> Comparison:
     """prompt, responses, votes: K answers, the one with more votes is better."""
-    votes = _numbers("votes", _list(row, "votes"), least=0)
+    votes = _check_numbers("votes", _list(row, "votes"), least=0)
     ranks = ranks_from_scores(votes)
     return make_comparison(row["prompt"], _list(row, "responses"), ranks, source, votes=votes)
 
@@ -91,7 +88,7 @@ def single(row: dict, source: str) -> Comparison:
 
 def webgpt(row: dict, source: str) -> Comparison:
     """openai/webgpt_comparisons: a question and two answers with scores."""
-    scores = _numbers("scores", (row["score_0"], row["score_1"]))
+    scores = _check_numbers("scores", (row["score_0"], row["score_1"]))
     question = row["question"]
     text = question.get("full_text") if isinstance(question, dict) else question
     return _graded(_question(text), (row["answer_0"], row["answer_1"]), scores, source)
@@ -109,12 +106,12 @@ def shp(row: dict, source: str) -> Comparison:
         margin = math.log(check_number("score_ratio", row["score_ratio"], least=1))
         grades = [margin if rank == 0 else 0 for rank in ranks]
     answers = (row["human_ref_A"], row["human_ref_B"])
-    return make_comparison(_question(row["history"]), answers, ranks, source, grades)
+    return make_comparison(_question(row["history"]), answers, ranks, source, grades=grades)
 
 
 def ultrafeedback(row: dict, source: str) -> Comparison:
     """openbmb/UltraFeedback: an instruction and completions with an overall_score of 1 to 10."""
-    scores = _numbers("overall_score", _parts(row, "completions", "overall_score"))
+    scores = _check_numbers("overall_score", _parts(row, "completions", "overall_score"))
     answers = _parts(row, "completions", "response")
     return _graded(_question(row["instruction"]), answers, scores, source)
 
@@ -139,7 +136,7 @@ def helpsteer3(row: dict, source: str) -> Comparison:
     votes = None
     if row.get("individual_preference") is not None:
         parts = _parts(row, "individual_preference", "score")
-        scores = _numbers("individual_preference", parts, least=-3, most=3)
+        scores = _check_numbers("individual_preference", parts, least=-3, most=3)
         votes = _votes([(score < 0) + 2 * (score > 0) for score in scores]) if scores else None
     answers = (row["response1"], row["response2"])
     return _graded(_list(row, "context"), answers, grades, source, votes)
@@ -147,7 +144,9 @@ def helpsteer3(row: dict, source: str) -> Comparison:
 
 def nectar(row: dict, source: str) -> Comparison:
     """berkeley-nest/Nectar: a prompt with its turns in the text, answers with a rank from 1."""
-    ranks = ranks_from_scores([-rank for rank in _numbers("rank", _parts(row, "answers", "rank"))])
+    ranks = ranks_from_scores(
+        [-rank for rank in _check_numbers("rank", _parts(row, "answers", "rank"))]
+    )
     return make_comparison(row["prompt"], _parts(row, "answers", "answer"), ranks, source)
 
 
@@ -185,7 +184,8 @@ def pandalm(row: dict, source: str) -> Comparison:
 
 def _graded(prompt, responses, grades, source, votes=None) -> Comparison:
     """The answer with the higher grade is better."""
-    return make_comparison(prompt, responses, ranks_from_scores(grades), source, grades, votes)
+    ranks = ranks_from_scores(grades)
+    return make_comparison(prompt, responses, ranks, source, grades=grades, votes=votes)
 
 
 def _question(text) -> list[Message]:
@@ -213,15 +213,11 @@ def _instruction(row: dict, column: str = "instruction") -> str | list[Message]:
 
 
 def _turns(row: dict, column: str) -> list[Message]:
-    return read_messages(_list(row, column), "user")
-
-
-def _before_answers(turns: list[Message], answers: Iterable) -> list[Message]:
-    """Turns without the last one where that is an answer: some tables have the chosen one so."""
-    last = [read_messages(as_messages(answer), "assistant")[-1:] for answer in answers]
-    return (
-        turns[:-1] if turns and turns[-1]["role"] == "assistant" and turns[-1:] in last else turns
-    )
+    """Messages; some tables have the chosen answer as the last one, which is none of the prompt."""
+    turns = read_messages(_list(row, column), "user")
+    answers = [read_messages(as_messages(row[c]), "assistant") for c in ("chosen", "rejected")]
+    is_answered = turns and turns[-1]["role"] == "assistant"
+    return turns[:-1] if is_answered and turns[-1:] in [a[-1:] for a in answers] else turns
 
 
 def _history(row: dict, column: str = "history") -> list[Message]:
@@ -231,6 +227,7 @@ def _history(row: dict, column: str = "history") -> list[Message]:
     turns = _list(row, column)
     if all(isinstance(turn, dict) for turn in turns):
         return read_messages(turns, "user")
+
     messages = []
     for turn in turns:
         if not isinstance(turn, list) or len(turn) != 2:
@@ -255,8 +252,14 @@ def _history_alone(row: dict, column: str) -> str | list[Message]:
     return _asked(row, column) if is_text else _history(row, column)
 
 
-def _as_it_stands(row: dict, column: str) -> Any:
-    return row[column]
+# What chosen and rejected may answer, in the order of preference, and how it is read.
+PROMPTS: dict[str, Callable[[dict, str], Any]] = {
+    "prompt": getitem,
+    **dict.fromkeys(("conversations", "messages", "conversation"), _turns),
+    "instruction": _instruction,
+    **dict.fromkeys(("question", "query", "input"), _asked),
+    "history": _history_alone,
+}
 
 
 def _grades(column: str, value: object) -> list[float]:
@@ -269,17 +272,6 @@ def _votes(choices: list[int]) -> list[float]:
     """Votes for two answers of annotators who chose 1, 2 or 0, a tie: half a vote for each."""
     half = choices.count(0) / 2
     return [choices.count(1) + half, choices.count(2) + half]
-
-
-# What chosen and rejected may answer, in the order of preference, and how it is read.
-TURNS = ("conversations", "messages", "conversation")
-PROMPTS: dict[str, Callable[[dict, str], Any]] = {
-    "prompt": _as_it_stands,
-    **dict.fromkeys(TURNS, _turns),
-    "instruction": _instruction,
-    **dict.fromkeys(("question", "query", "input"), _asked),
-    "history": _history_alone,
-}
 
 
 def _list(row: dict, column: str) -> list:
@@ -295,7 +287,7 @@ def _parts(row: dict, column: str, field: str) -> list:
     return [part[field] for part in parts]
 
 
-def _numbers(column: str, values: Iterable, **limits: float) -> list[float]:
+def _check_numbers(column: str, values: Iterable, **limits: float) -> list[float]:
     return [check_number(column, value, **limits) for value in values]
 
 
