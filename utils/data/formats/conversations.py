@@ -1,21 +1,22 @@
 """A prompt and its answers, in whatever shape a row has them: a Comparison with one copy of each.
 
-Tables have the turns of a conversation (u: the user's, a: the assistant's) in these ways, and the
-prompt may be empty in the last two:
+The turns of a conversation (u: the user's, a: the assistant's) are spread over the prompt's column
+and an answer's in one of four ways:
 
-    prompt column     answers          what is done
-    u1 a1 u2          a2               it is taken as it stands
-    u1 a1 u2                u2 a2      where they overlap, one copy goes
-    u2                u1 a1 u2 a2      the prompt is in the answer: the answer says it all
+    prompt      answer           what comes of both
+    u1 a1 u2    a2               u1 a1 u2 a2
+    u1 a1 u2    u2 a2            u1 a1 u2 a2, with one copy of what overlaps
+    u2          u1 a1 u2 a2      the answer, since it holds the prompt
+                u1 a1 u2 a2      the answer
 
-Then the answers are whole conversations, and what they have in common is the prompt:
+So each answer becomes a whole conversation, and what all of them begin with is the prompt:
 
-    answer 1          u1 a1 u2 | a2
-    answer 2          u1 a1 u2 | b2
-                      prompt   | answers
+    answer 1    u1 a1 u2 | a2
+    answer 2    u1 a1 u2 | b2
+                prompt   | answers
 
-Texts stay texts, and the same is done with their characters; where one is a list of messages, all
-become conversations.
+Texts stay texts, without a prompt that they repeat; where a row has any list of messages, all of it
+becomes messages.
 """
 
 import re
