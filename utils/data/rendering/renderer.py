@@ -50,6 +50,14 @@ class Rendered(NamedTuple):
     unrendered: str = ""
 
 
+class _Written(NamedTuple):
+    """A conversation, and the text that the chat template made of it."""
+
+    messages: Messages
+    tools: Tools
+    text: str
+
+
 class Renderer:
     """Turns comparisons into texts.
 
@@ -69,8 +77,9 @@ class Renderer:
         if isinstance(prompt, str) and self.settings.apply_chat_template:
             prompt = [{"role": "user", "content": prompt}]
         if isinstance(prompt, str):
-            texts = [_join(prompt, str(answer)) for answer in comparison.responses]
+            texts = [_join_texts(prompt, str(answer)) for answer in comparison.responses]
             return Rendered(texts, [len(prompt)] * len(texts), False)
+
         answers = [
             [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
             for answer in comparison.responses
@@ -91,19 +100,25 @@ class Renderer:
         before = self._apply(prompt, tools, add_generation_prompt=True)
         texts = [self._apply(prompt + answer, tools) for answer in answers]
 
+        # Some templates write the prompt otherwise where an answer follows.
         closed = before
         if not all(text.startswith(before) for text in texts):
             closed = self._apply(prompt, tools)
-
         ends = [
             len(before) if text.startswith(before) else len(os.path.commonprefix([text, closed]))
             for text in texts
         ]
 
-        unrendered, lost = self._missing_of_prompt(prompt, answers[0], tools, texts[0]), ""
-        for number, (answer, text, end) in enumerate(zip(answers, texts, ends, strict=True), 1):
-            for part, is_passed in self._missing_of_answer(prompt, answer, tools, text, end):
-                if is_passed:
+        written = [
+            _Written(prompt + answer, tools, text)
+            for answer, text in zip(answers, texts, strict=True)
+        ]
+        unrendered, lost = self._missing_of_prompt(prompt, written[0]), ""
+        for number, (answer, one, end) in enumerate(zip(answers, written, ends, strict=True), 1):
+            users = [place for place, message in enumerate(answer) if message["role"] == "user"]
+            last_turn = users[-1] if users else 0
+            for place, part, is_thought in self._missing(answer, Searched(one.text[end:]), one):
+                if is_thought and place < last_turn:
                     unrendered = unrendered or part
                 else:
                     lost = lost or f"answer {number}: {part}"
@@ -127,52 +142,34 @@ class Renderer:
                 raise
             return self.tokenizer.apply_chat_template(others, tools=tools, **options)
 
-    def _missing_of_prompt(
-        self, prompt: Messages, answer: Messages, tools: Tools, text: str
-    ) -> str:
+    def _missing_of_prompt(self, prompt: Messages, written: _Written) -> str:
         """A part of the prompt that does not stand in the text; "" if there is none."""
-        searched = Searched(text)
+        searched, tools = Searched(written.text), written.tools
         template = self.tokenizer.get_chat_template(None, tools)
         if tools and not (names(template, "tools") and searched.holds(tool_names(tools))):
             return "tools"
-        missing = self._missing(prompt, searched, prompt + answer, tools, text)
-        return next((part for _, part, _ in missing), "")
-
-    def _missing_of_answer(
-        self, prompt: Messages, answer: Messages, tools: Tools, text: str, prompt_end: int
-    ) -> Iterator[tuple[str, bool]]:
-        """Parts that do not stand in the text, and whether they are thoughts of passed turns."""
-        users = [number for number, message in enumerate(answer) if message["role"] == "user"]
-        last_turn = users[-1] if users else 0
-        searched = Searched(text[prompt_end:])
-        for number, part, is_thought in self._missing(
-            answer, searched, prompt + answer, tools, text
-        ):
-            yield part, is_thought and number < last_turn
+        return next((part for _, part, _ in self._missing(prompt, searched, written)), "")
 
     def _missing(
-        self, messages: Messages, searched: Searched, whole: Messages, tools: Tools, text: str
+        self, messages: Messages, searched: Searched, written: _Written
     ) -> Iterator[tuple[int, str, bool]]:
-        """Of some messages of a whole conversation, the fields that do not stand in its text.
+        """Of some messages of a conversation, the fields that do not stand in their part of it.
 
         Yields:
-            The number of the message, the field with the message's role, and whether it thinks.
+            The place of the message, the field with the message's role, and whether it thinks.
         """
-        for number, message in enumerate(messages):
+        for place, message in enumerate(messages):
             for name, texts in said(message):
                 if not searched.holds(texts) or (
-                    may_be_chance(name, texts)
-                    and self._is_ignored(message, name, whole, tools, text)
+                    may_be_chance(name, texts) and self._is_ignored(message, name, written)
                 ):
-                    yield number, f"{name} ({message['role']})", name in IS_THOUGHT
+                    yield place, f"{name} ({message['role']})", name in IS_THOUGHT
 
-    def _is_ignored(
-        self, message: Message, name: str, whole: Messages, tools: Tools, text: str
-    ) -> bool:
+    def _is_ignored(self, message: Message, name: str, written: _Written) -> bool:
         """Whether the template writes the same text without a field."""
-        others = [without(one, name) if one is message else one for one in whole]
+        others = [without(one, name) if one is message else one for one in written.messages]
         try:
-            return self._apply(others, tools) == text
+            return self._apply(others, written.tools) == written.text
         except (jinja2.TemplateError, TypeError, ValueError):
             return False  # it misses the field
 
@@ -188,7 +185,7 @@ class Renderer:
         return value
 
 
-def _join(prompt: str, answer: str) -> str:
+def _join_texts(prompt: str, answer: str) -> str:
     """Without white space at the seam, the last word of one and the first of the other merge."""
     seam = " " if prompt and not prompt[-1].isspace() and not answer[:1].isspace() else ""
     return prompt + seam + answer

@@ -188,7 +188,7 @@ def train_and_test(
 
 
 def _could_be_on_the_hub(path: str) -> bool:
-    return _builder(path) is None and hub.NAME.fullmatch(path) is not None
+    return _builder(path) is None and hub.HUB_NAME.fullmatch(path) is not None
 
 
 def _find_splits(

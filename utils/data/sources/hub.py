@@ -19,7 +19,7 @@ from utils import distributed
 
 # OWNER/NAME, as the hub allows it, and perhaps a folder of the data set; old ones have no owner.
 WORD = r"[A-Za-z0-9_][\w.-]*"
-NAME = re.compile(rf"(?P<name>{WORD}(?:/{WORD})?)(?:/(?P<folder>{WORD}(?:/{WORD})*))?/?")
+HUB_NAME = re.compile(rf"(?P<name>{WORD}(?:/{WORD})?)(?:/(?P<folder>{WORD}(?:/{WORD})*))?/?")
 
 CARDS = ("README.md", ".huggingface.yaml")  # they list configurations and splits
 
@@ -92,7 +92,7 @@ class HubFiles:
 
 def split_name(path: str) -> tuple[str, str]:
     """The name of the data set and the folder in it, "" for the whole."""
-    match = NAME.fullmatch(path)
+    match = HUB_NAME.fullmatch(path)
     assert match
     return match["name"], match["folder"] or ""
 
