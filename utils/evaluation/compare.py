@@ -33,7 +33,7 @@ CAVEAT = (
     "does not: with more than two answers to a prompt, or repeated prompts, it is too small. It "
     "takes tied scores as not right, where the accuracy counts them half."
 )
-LAYOUTS = (
+TABLES = (
     TableTemplate(
         "Accuracy",
         "Ties of scores count half.",
@@ -236,8 +236,8 @@ def print_comparison(comparison: dict) -> None:
     for name in ("a", "b"):
         console.print(Text(f"{name.upper()}: {comparison[name]}"))
     console.print()
-    for layout in LAYOUTS:
-        print_table(layout.fill(comparison["results"]))
+    for table in TABLES:
+        print_table(table.fill(comparison["results"]))
     if comparison["dropped"]:
         console.print(Text(f"{comparison['dropped']:,} rows were dropped by one or both models"))
     console.print(Text(CAVEAT))
@@ -254,7 +254,7 @@ def write_comparison(folder: str | Path, comparison: dict) -> None:
         f"- Rows dropped by one or both: {comparison['dropped']:,}",
         f"**{verdict(comparison)}**",
         CAVEAT,
-        *(markdown_table(layout.fill(comparison["results"])) for layout in LAYOUTS),
+        *(markdown_table(table.fill(comparison["results"])) for table in TABLES),
     ]
     text = json.dumps(comparison, indent=2, allow_nan=False) + "\n"
     write_whole(folder / "compare.json", text)

@@ -90,7 +90,7 @@ class Rows:
         """Rows in order: dicts, or of JSON lines the lines; InputError where one cannot be read."""
         try:
             for file in self.files:
-                yield from _read_file(file, self.texts)
+                yield from _file_rows(file, self.texts)
         except UNREADABLE as error:
             reason = str(error.__cause__ or error).splitlines()[:1] or ["it has no rows"]
             raise InputError(f"{self.path}: cannot be read: {reason[0]}") from error
@@ -220,6 +220,24 @@ def _find_splits(
         ) from error
 
 
+@contextmanager
+def _plainly_named(folder: str) -> Iterator[str]:
+    """The folder's real place; or links to its files, where datasets would take its name for a
+    pattern or a chain of places."""
+    real = os.path.realpath(folder)
+    if not (glob.has_magic(real) or "::" in real or "://" in real):
+        yield real
+        return
+
+    with tempfile.TemporaryDirectory() as place:
+        for parent, _, names in os.walk(real):
+            copy = os.path.join(place, os.path.relpath(parent, real))
+            os.makedirs(copy, exist_ok=True)
+            for name in names:
+                os.symlink(os.path.join(parent, name), os.path.join(copy, name))
+        yield place
+
+
 def _splits_of_folder(folder: str, subset: str | None, place: str) -> dict[str, list[str]]:
     """The files of each split, by their places in the folder: datasets knows what belongs where."""
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # an InputError says it
@@ -255,7 +273,7 @@ def _builder(path: str) -> str | None:
     return BUILDERS.get(os.path.splitext(path.removesuffix(".gz"))[1].lower())
 
 
-def _read_file(path: str, texts: tuple[str, ...]) -> Iterator[RawRow]:
+def _file_rows(path: str, texts: tuple[str, ...]) -> Iterator[RawRow]:
     builder = _builder(path)
     with open(path, "rb") as file:
         content: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
@@ -267,39 +285,6 @@ def _read_file(path: str, texts: tuple[str, ...]) -> Iterator[RawRow]:
             yield from _parquet_rows(content)
 
 
-def _csv_rows(file: io.BufferedIOBase, texts: tuple[str, ...]) -> Iterator[dict]:
-    as_text = {"keep_default_na": False, "converters": dict.fromkeys(texts, str)}
-    for rows in pandas.read_csv(file, chunksize=CSV_ROWS, **as_text):
-        yield from pa.Table.from_pandas(rows, preserve_index=False).to_pylist()
-
-
-def _parquet_rows(file: io.BufferedIOBase) -> Iterator[dict]:
-    for batch in pyarrow.parquet.ParquetFile(file).iter_batches(PARQUET_ROWS):
-        try:
-            rows = batch.to_pylist()
-        except OverflowError:  # Python's dates end with the year 9999
-            columns = [c.cast(pa.string()) if pa.types.is_temporal(c.type) else c for c in batch]
-            rows = pa.RecordBatch.from_arrays(columns, batch.schema.names).to_pylist()
-        yield from rows
-
-
-@contextmanager
-def _plainly_named(folder: str) -> Iterator[str]:
-    """The folder's real place; or links to its files, where datasets would take its name for a
-    pattern or a chain of places."""
-    real = os.path.realpath(folder)
-    if not (glob.has_magic(real) or "::" in real or "://" in real):
-        yield real
-        return
-    with tempfile.TemporaryDirectory() as place:
-        for parent, _, names in os.walk(real):
-            copy = os.path.join(place, os.path.relpath(parent, real))
-            os.makedirs(copy, exist_ok=True)
-            for name in names:
-                os.symlink(os.path.join(parent, name), os.path.join(copy, name))
-        yield place
-
-
 def _json_rows(file: io.BufferedIOBase, path: str) -> Iterator[RawRow]:
     """Lines that are not blank; of a JSON array its elements."""
     is_array = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
@@ -307,6 +292,7 @@ def _json_rows(file: io.BufferedIOBase, path: str) -> Iterator[RawRow]:
     if is_array:
         yield from _json_array(file.read(), path)
         return
+
     while line := file.readline(MAX_ROW_BYTES + 1):
         rest = line
         while len(rest) > MAX_ROW_BYTES and not rest.endswith(b"\n"):
@@ -325,3 +311,19 @@ def _json_array(content: bytes, path: str) -> list:
     except RecursionError:
         fault, line = "nested too deeply", 1
     raise InputError(f"{path}, line {line}: {fault}; expected a list of JSON objects")
+
+
+def _csv_rows(file: io.BufferedIOBase, texts: tuple[str, ...]) -> Iterator[dict]:
+    as_text = {"keep_default_na": False, "converters": dict.fromkeys(texts, str)}
+    for rows in pandas.read_csv(file, chunksize=CSV_ROWS, **as_text):
+        yield from pa.Table.from_pandas(rows, preserve_index=False).to_pylist()
+
+
+def _parquet_rows(file: io.BufferedIOBase) -> Iterator[dict]:
+    for batch in pyarrow.parquet.ParquetFile(file).iter_batches(PARQUET_ROWS):
+        try:
+            rows = batch.to_pylist()
+        except OverflowError:  # Python's dates end with the year 9999
+            columns = [c.cast(pa.string()) if pa.types.is_temporal(c.type) else c for c in batch]
+            rows = pa.RecordBatch.from_arrays(columns, batch.schema.names).to_pylist()
+        yield from rows
