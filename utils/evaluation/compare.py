@@ -33,7 +33,7 @@ CAVEAT = (
     "does not: with more than two answers to a prompt, or repeated prompts, it is too small. It "
     "takes tied scores as not right, where the accuracy counts them half."
 )
-TABLES = (
+PAIRED_TABLES = (
     TableTemplate(
         "Accuracy",
         "Ties of scores count half.",
@@ -236,7 +236,7 @@ def print_comparison(comparison: dict) -> None:
     for name in ("a", "b"):
         console.print(Text(f"{name.upper()}: {comparison[name]}"))
     console.print()
-    for table in TABLES:
+    for table in PAIRED_TABLES:
         print_table(table.fill(comparison["results"]))
     if comparison["dropped"]:
         console.print(Text(f"{comparison['dropped']:,} rows were dropped by one or both models"))
@@ -254,7 +254,7 @@ def write_comparison(folder: str | Path, comparison: dict) -> None:
         f"- Rows dropped by one or both: {comparison['dropped']:,}",
         f"**{verdict(comparison)}**",
         CAVEAT,
-        *(markdown_table(table.fill(comparison["results"])) for table in TABLES),
+        *(markdown_table(table.fill(comparison["results"])) for table in PAIRED_TABLES),
     ]
     text = json.dumps(comparison, indent=2, allow_nan=False) + "\n"
     write_whole(folder / "compare.json", text)
