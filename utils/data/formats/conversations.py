@@ -39,16 +39,11 @@ from utils.data.formats.messages import (
 
 TURN = "\n\nAssistant:"
 WHOLE = re.compile(r"\n\nHuman:.*?\n\nAssistant:", re.DOTALL)  # how a whole transcript begins
-FEWEST_WORDS = 4  # an answer may begin with the words of a shorter prompt, as a greeting does
 
 SYSTEM_ROLES = ("system", "developer")
 ASKING_ROLES = (*SYSTEM_ROLES, "user")
 # With a message of these nobody answers.
 NO_ANSWER = (*ASKING_ROLES, "tool")
-
-# What chat templates write around a message, and names of those who speak.
-MARKUP = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,20}\]|<</?SYS>>")
-SPEAKER = re.compile(rf"\b(?:{'|'.join(ROLES)})\b:?", re.IGNORECASE)
 
 
 def make_comparison(
@@ -117,6 +112,11 @@ def split_transcripts(texts: Sequence[str]) -> tuple[str, list[str]]:
     start = shared.rfind(TURN)
     cut = start + len(TURN) if start >= 0 else 0
     return shared[:cut], [text[cut:] for text in texts]
+
+
+# What chat templates write around a message, and names of those who speak.
+MARKUP = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,20}\]|<</?SYS>>")
+SPEAKER = re.compile(rf"\b(?:{'|'.join(ROLES)})\b:?", re.IGNORECASE)
 
 
 def remainder(text: str, parts: Sequence[str]) -> str:
@@ -208,6 +208,9 @@ def _of_transcripts(
         raise ValueError("the answers are whole transcripts that do not hold the prompt")
     is_all = isinstance(prompt, list) and not remainder(shared, texts)
     return (prompt if is_all else shared), rests
+
+
+FEWEST_WORDS = 4  # an answer may begin with the words of a shorter prompt, as a greeting does
 
 
 def _after_prompt(prompt: str, responses: list[str]) -> list[str] | None:

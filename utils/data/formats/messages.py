@@ -29,27 +29,11 @@ ROLES = {
 # Roles of chat templates that ShareGPT does not have.
 OTHER_ROLES = ("developer", "function", "ipython")
 
-# How a list of messages begins, whether JSON, Python or NumPy has spelled it; and how any list of
-# dicts does, of which the first field may be another.
-SPELLED = re.compile(r"\s*(?:array\()?\[?\s*\{\s*['\"](?:role|from|content|value)['\"]\s*:")
-DICTS = re.compile(r"\s*(?:array\()?\[?\s*\{\s*['\"]\w+['\"]\s*:")
-ROLE = re.compile(r"['\"](?:role|from)['\"]\s*:")
 
 # Fields in which a message says something beside its content: thoughts, by the names that APIs and
 # templates have for them, and calls ("function_call" is OpenAI's older name).
 REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "tool_plan")
 CALLS = ("tool_calls", "function_call")
-
-# What data sets note about a message, by the last word of the field's name: no template writes it,
-# and two copies of a message may differ in it.
-_NOTES = (
-    *("id", "ids", "uuid", "index", "hash", "ip", "url", "identifier", "model", "source"),
-    *("timestamp", "time", "date", "at", "created", "updated", "status", "type"),
-    *("lang", "language", "country", "state", "header", "headers", "metadata", "meta", "reason"),
-    *("weight", "train", "mask", "score", "scores", "rating", "ratings", "label", "labels"),
-    *("tokens", "usage", "logprobs", "moderation"),
-)
-_NOTE = re.compile(rf"(.*_)?({'|'.join(_NOTES)})", re.IGNORECASE)
 
 
 def read_messages(value: object, role: str) -> list[Message]:
@@ -78,6 +62,13 @@ def is_empty(value: object) -> bool:
     if isinstance(value, list):
         return not value
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+# How a list of messages begins, whether JSON, Python or NumPy has spelled it; and how any list of
+# dicts does, of which the first field may be another.
+SPELLED = re.compile(r"\s*(?:array\()?\[?\s*\{\s*['\"](?:role|from|content|value)['\"]\s*:")
+DICTS = re.compile(r"\s*(?:array\()?\[?\s*\{\s*['\"]\w+['\"]\s*:")
+ROLE = re.compile(r"['\"](?:role|from)['\"]\s*:")
 
 
 def as_messages(value: Any) -> Any:
@@ -162,6 +153,18 @@ def holds_text(value: object) -> bool:
     if isinstance(value, list):
         return any(map(holds_text, value))
     return isinstance(value, str) and bool(value.strip())
+
+
+# What data sets note about a message, by the last word of the field's name: no template writes it,
+# and two copies of a message may differ in it.
+_NOTES = (
+    *("id", "ids", "uuid", "index", "hash", "ip", "url", "identifier", "model", "source"),
+    *("timestamp", "time", "date", "at", "created", "updated", "status", "type"),
+    *("lang", "language", "country", "state", "header", "headers", "metadata", "meta", "reason"),
+    *("weight", "train", "mask", "score", "scores", "rating", "ratings", "label", "labels"),
+    *("tokens", "usage", "logprobs", "moderation"),
+)
+_NOTE = re.compile(rf"(.*_)?({'|'.join(_NOTES)})", re.IGNORECASE)
 
 
 def _read_message(message: dict) -> Message:

@@ -18,12 +18,6 @@ IS_THOUGHT = (THOUGHTS, *REASONING)
 
 # Of a call, what only numbers it: templates may write it or not.
 _NUMBERS = ("id", "index", "type")
-# Texts that are all shorter than this may stand in another one by chance.
-_CHANCE = 40
-
-_THINK_TAG = re.compile(r"</?think(?:ing)?>")
-_ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
-_LOOSE = re.compile(r"[\s\\\"'\u200b]+")
 
 
 class Searched:
@@ -41,6 +35,9 @@ class Searched:
         return _loosen(self.text)
 
 
+_THINK_TAG = re.compile(r"</?think(?:ing)?>")
+
+
 def said(message: Message) -> Iterator[tuple[str, list[str]]]:
     """What a rendered message must show: the names of fields, and the texts in each."""
     thoughts, _, content = message["content"].rpartition("</think>")
@@ -53,6 +50,10 @@ def said(message: Message) -> Iterator[tuple[str, list[str]]]:
     for name in CALLS:
         if name in message:
             yield name, list(_of_calls(message[name]))
+
+
+# Texts that are all shorter than this may stand in another one by chance.
+_CHANCE = 40
 
 
 def may_be_chance(name: str, texts: Sequence[str]) -> bool:
@@ -126,6 +127,10 @@ def _leaves(value: Any) -> Iterator[str]:
             yield from _leaves(part)
     elif value is not None and not isinstance(value, bool):
         yield str(value)
+
+
+_ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
+_LOOSE = re.compile(r"[\s\\\"'\u200b]+")
 
 
 def _loosen(text: str) -> str:
