@@ -30,9 +30,10 @@ from benchmarks.contestants import make_model
 from utils import distributed
 from utils.data.batching import make_collator
 from utils.data.comparison import Comparison
+from utils.data.sources.names import parse_place
 from utils.data.tokenization import ComparisonTokenizer, TextSettings
 from utils.demo import write_demo
-from utils.evaluation.rows import open_stream, windows
+from utils.evaluation.rows import open_source, windows
 from utils.evaluation.scoring import Scorer
 from utils.model import pretrained
 
@@ -85,7 +86,8 @@ def prepare(args, folder: Path) -> list[list]:
     encoder = ComparisonTokenizer(
         tokenizer, TextSettings(tokenizer.eos_token, args.max_seq_len, overlength="drop")
     )
-    found = [w.read(row) for w in windows([open_stream(path)], 512) for row in w.rows]
+    opened = open_source(parse_place(path))
+    found = [w.read(row) for w in windows([opened], 512) for row in w.rows]
     kept = [
         Comparison(c.prompt, [c.responses[i] for i in row["answers"]], row["answers"], c.source)
         for c, row in zip(found, encoder.rows(found), strict=True)

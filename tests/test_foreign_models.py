@@ -29,8 +29,10 @@ from tests.conftest import (
 )
 from tests.data.chat_styles import GEMMA, GRANITE, LLAMA, QWEN
 from utils.data.comparison import Comparison
+from utils.evaluation.encoder import make_encoder
 from utils.evaluation.settings import parse_evaluation_arguments
 from utils.model import pretrained
+from utils.model.layout import choose_layout
 from utils.settings import InputError
 from utils.training.settings import parse_training_arguments
 
@@ -70,10 +72,11 @@ def load_scorer(folder, *words):
     given = ["--model_name_or_path", folder, *words]
     args = parse_evaluation_arguments([str(word) for word in given])
     config = pretrained.load_config(str(folder))
-    layout, _ = rw_eval.choose_layout(config, args.batch_layout)
+    layout, _ = choose_layout(config, args.batch_layout)
     args = replace(args, batch_layout=layout)
     checked = pretrained.check_weights(str(folder), config)
-    args, encoder = rw_eval.load_encoder(args, config, checked.is_deepspeed_chat)
+    tokenizer = pretrained.load_tokenizer(str(folder))
+    args, encoder = make_encoder(args, config, tokenizer, checked.is_deepspeed_chat)
     return rw_eval.load_scorer(args, config, encoder, torch.device("cpu"))
 
 

@@ -17,12 +17,12 @@ MAY_IMPORT = {
     "data": {"settings", "output", "distributed", "hub_errors"},
     "model": {"settings", "hub_errors", "data.batching"},
     "evaluation": {"settings", "output", "distributed", "data"},
-    "benchmarks": {"data"},
+    "benchmarks": {"settings", "data", "evaluation.rows"},
     "audit": {"output", "data"},
     "training": {"settings", "output", "distributed", "data", "model", "evaluation"},
     "estimates": {"distributed", "output", "model", "training.settings"},
     "rw_eval": {
-        *("settings", "output", "distributed", "data", "model", "evaluation", "benchmarks"),
+        *("settings", "distributed", "data", "model", "evaluation", "benchmarks"),
     },
     "main": {
         *("settings", "distributed", "data", "model", "training", "audit", "estimates"),

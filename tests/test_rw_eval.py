@@ -125,7 +125,7 @@ def test_a_cut_run_goes_on(folder, tmp_path, evaluate, kept):
 # rw_eval.py that sends itself a signal once it has written lines, or once it loads the model.
 ENDS = """
 import os
-from utils.evaluation.records import LineFile
+from utils.evaluation.line_file import LineFile
 from utils.model import pretrained
 owner, name = (LineFile, "write") if place == "write" else (pretrained, "load_model")
 real = getattr(owner, name)

@@ -12,7 +12,7 @@ from utils.evaluation.report import (
     find_warnings,
     print_results,
     print_scores,
-    write_report,
+    write_evaluation,
 )
 from utils.output.tables import print_table, shorten_names
 
@@ -249,7 +249,7 @@ def test_warnings_name_all_first_and_only_some():
 def test_report(tmp_path):
     report = make_report(make_results(["a", "b|c"], k=3), benchmark=BENCHMARK)
     report["rows"]["dropped"]["too long"] = 6
-    written = write_report(tmp_path / "new" / "folder", report)
+    written = write_evaluation(tmp_path / "new" / "folder", report)
     folder = tmp_path / "new" / "folder"
     assert sorted(written) == sorted(folder.iterdir())
     assert json.loads((folder / "report.json").read_text()) == report
@@ -280,14 +280,14 @@ def test_report_without_pairs_has_no_pictures(tmp_path):
     tallies = Tallies()
     record = {"index": 0, "source": "s", "prompt": 1, "ranks": [0, 0], "scores": [1.0, 2.5]}
     tallies.add([record | {"lengths": [3, 4]}])
-    write_report(tmp_path, make_report(tallies.results()))
+    write_evaluation(tmp_path, make_report(tallies.results()))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
     assert "png" not in (tmp_path / "report.md").read_text()
 
 
 def test_a_cut_report_leaves_whole_files(tmp_path, monkeypatch):
     old = make_report(make_results(["old"]))
-    write_report(tmp_path, old)
+    write_evaluation(tmp_path, old)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     new = make_report(make_results(["new"], k=3))
     replace = os.replace
@@ -305,14 +305,14 @@ def test_a_cut_report_leaves_whole_files(tmp_path, monkeypatch):
 
         monkeypatch.setattr(os, "replace", cut)
         with pytest.raises(Kill):
-            write_report(tmp_path, new)
+            write_evaluation(tmp_path, new)
         changed = [
             name for name, content in before.items() if (tmp_path / name).read_bytes() != content
         ]
         assert len(changed) == moment
         assert json.loads((tmp_path / "report.json").read_text()) in (old, new)
     monkeypatch.setattr(os, "replace", replace)
-    write_report(tmp_path, new)
+    write_evaluation(tmp_path, new)
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -320,7 +320,7 @@ def test_json_has_no_nan(tmp_path):
     report = copy.deepcopy(make_report(make_results(["a"])))
     report["results"]["a"]["margin"] = float("nan")
     with pytest.raises(ValueError, match="JSON"):
-        write_report(tmp_path, report)
+        write_evaluation(tmp_path, report)
     assert not (tmp_path / "report.json").exists()
 
 

@@ -9,9 +9,9 @@ import pytest
 from tests.conftest import make_pairs, write_jsonl
 from utils.data.comparison import Comparison
 from utils.data.formats.columns import parse_columns
-from utils.data.sources.files import Rows, parse_row
-from utils.evaluation import rows
-from utils.evaluation.rows import open_benchmark, open_stream, windows
+from utils.data.sources.files import parse_row
+from utils.data.sources.names import Source
+from utils.evaluation.rows import open_source, windows
 from utils.settings import InputError
 
 PAIRS = make_pairs(23)
@@ -36,7 +36,7 @@ def write_everywhere(folder):
 )
 def test_each_kind_of_file_gives_its_rows(tmp_path, name):
     write_everywhere(tmp_path)
-    found = list(windows([open_stream(str(tmp_path / name))], 10))
+    found = list(windows([open_source(Source(str(tmp_path / name)))], 10))
     assert [(window.first, len(window.rows)) for window in found] == [(0, 10), (10, 10), (20, 3)]
     comparisons = [window.read(parse_row(row)) for window in found for row in window.rows]
     expected = [
@@ -53,9 +53,9 @@ def test_a_later_start_leaves_the_windows_as_they_are(tmp_path, start):
     second = write_jsonl(tmp_path / "second.jsonl", make_pairs(20))
 
     def cut(start):
-        streams = [open_stream(str(path)) for path in (first, second)]
-        found = windows(streams, 7, start)
-        return [(w.first, [*map(parse_row, w.rows)], w.stream.name) for w in found]
+        sources = [open_source(Source(str(path))) for path in (first, second)]
+        found = windows(sources, 7, start)
+        return [(w.first, [*map(parse_row, w.rows)], w.source.name) for w in found]
 
     everything = cut(0)
     assert [w[0] for w in everything] == [0, 7, 14, 21, 23, 30, 37]
@@ -65,7 +65,7 @@ def test_a_later_start_leaves_the_windows_as_they_are(tmp_path, start):
 
 def test_a_row_names_its_source(tmp_path):
     rows = [{**PAIRS[0], "subset": "easy"}, {**PAIRS[1], "subset": None}]
-    (window,) = windows([open_stream(str(write_jsonl(tmp_path / "named.jsonl", rows)))], 10)
+    (window,) = windows([open_source(Source(str(write_jsonl(tmp_path / "named.jsonl", rows))))], 10)
     assert [window.read(parse_row(row)).source for row in window.rows] == ["easy", "named"]
 
 
@@ -77,7 +77,7 @@ def test_a_row_names_its_source(tmp_path):
     ],
 )
 def test_answers_need_no_ranks(tmp_path, row, answers):
-    (window,) = windows([open_stream(str(write_jsonl(tmp_path / "rows.jsonl", [row])))], 10)
+    (window,) = windows([open_source(Source(str(write_jsonl(tmp_path / "rows.jsonl", [row]))))], 10)
     comparison = window.read(parse_row(window.rows[0]))
     assert list(comparison.responses) == answers
     assert set(comparison.ranks) == {0}
@@ -86,7 +86,7 @@ def test_answers_need_no_ranks(tmp_path, row, answers):
 def test_standard_input(monkeypatch):
     text = "".join(json.dumps(row) + "\n\n" for row in PAIRS)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-    found = list(windows([open_stream("-")], 10))
+    found = list(windows([open_source(Source("-"))], 10))
     assert [parse_row(row) for window in found for row in window.rows] == PAIRS
     assert found[0].read(PAIRS[0]).source == "stdin"
 
@@ -94,10 +94,10 @@ def test_standard_input(monkeypatch):
 def test_columns_of_standard_input_get_new_names(monkeypatch):
     text = json.dumps({"q": "Q", "a": "A", "title": "x"})
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-    stream = open_stream("-", columns=parse_columns(["prompt=q", "response=a"]))
-    (window,) = windows([stream], 10)
+    source = open_source(Source("-", columns=parse_columns(["prompt=q", "response=a"])))
+    (window,) = windows([source], 10)
     assert window.read(parse_row(window.rows[0])) == Comparison("Q", ("A",), (0,), "stdin")
-    assert stream.note == (
+    assert source.note == (
         "standard input: layout answer; read: prompt=q, response=a; not read: title"
     )
 
@@ -113,13 +113,13 @@ def test_columns_of_standard_input_get_new_names(monkeypatch):
 def test_faults_of_standard_input(monkeypatch, text, message):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     with pytest.raises(InputError, match=message):
-        list(windows([open_stream("-")], 10))
+        list(windows([open_source(Source("-"))], 10))
 
 
 def test_a_bad_line_of_standard_input_is_a_bad_row(monkeypatch):
     text = '{"prompt": "a", "response": "b"}\n{"prompt":\n\n{"prompt": "c", "response": "d"}'
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-    (window,) = windows([open_stream("-")], 10)
+    (window,) = windows([open_source(Source("-"))], 10)
     assert [parse_row(row)["prompt"] for row in window.rows[::2]] == ["a", "c"]
     with pytest.raises(ValueError, match="Expecting value"):
         parse_row(window.rows[1])
@@ -127,63 +127,20 @@ def test_a_bad_line_of_standard_input_is_a_bad_row(monkeypatch):
 
 def test_what_cannot_be_opened(tmp_path):
     with pytest.raises(InputError, match=r"missing\.jsonl: no such file"):
-        open_stream(str(tmp_path / "missing.jsonl"))
+        open_source(Source(str(tmp_path / "missing.jsonl")))
     with pytest.raises(InputError, match="no known layout has the columns a"):
-        open_stream(str(write_jsonl(tmp_path / "odd.jsonl", [{"a": 1}])))
+        open_source(Source(str(write_jsonl(tmp_path / "odd.jsonl", [{"a": 1}]))))
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"prompt": "a"\n')
     with pytest.raises(InputError, match=r"broken\.jsonl: row 1: Expecting"):
-        open_stream(str(broken))
+        open_source(Source(str(broken)))
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     with pytest.raises(InputError, match=r"empty\.jsonl: .*no rows"):
-        open_stream(str(empty))
+        open_source(Source(str(empty)))
 
 
 def test_rows_that_lack_a_column_are_bad_rows(tmp_path):
-    (window,) = windows([open_stream(str(write_jsonl(tmp_path / "a.jsonl", PAIRS)))], 30)
+    (window,) = windows([open_source(Source(str(write_jsonl(tmp_path / "a.jsonl", PAIRS))))], 30)
     with pytest.raises(ValueError, match="no rejected; expected prompt, chosen, rejected"):
         window.read({"prompt": "a", "chosen": "b"})
-
-
-def read_name(row, source):
-    return Comparison(row["prompt"], (row["chosen"], row["rejected"]), (0, 1), source)
-
-
-def test_files_of_a_benchmark_keep_their_place(tmp_path):
-    for place in ("natural", "hard/one", "hard/two"):
-        (tmp_path / place).mkdir(parents=True)
-        write_jsonl(tmp_path / place / "dataset.jsonl", PAIRS[:3])
-    (tmp_path / "notes.txt").write_text("not data")
-    found = windows(open_benchmark(str(tmp_path), None, read_name), 10)
-    assert [window.read(parse_row(window.rows[0])).source for window in found] == [
-        "hard/one/dataset",
-        "hard/two/dataset",
-        "natural/dataset",
-    ]
-    (alone,) = open_benchmark(str(tmp_path / "natural/dataset.jsonl"), None, read_name)
-    assert alone.name == "dataset"
-    write_jsonl(tmp_path / "natural" / "other.jsonl", [{**PAIRS[0], "subset": "not asked"}])
-    *_, named = windows(open_benchmark(str(tmp_path), None, read_name, "other*"), 10)
-    assert named.read(parse_row(named.rows[0])).source == "natural/other"  # whatever the row says
-
-
-def test_a_benchmark_on_the_hub_has_its_split(tmp_path, monkeypatch):
-    file = str(write_jsonl(tmp_path / "rows.jsonl", PAIRS))
-    asked = []
-
-    def open_splits(*place):
-        asked.append(place)
-        return {"filtered": Rows("some", (file,)), "raw": Rows("some", ())}
-
-    monkeypatch.setattr(rows, "open_splits", open_splits)
-    (stream,) = open_benchmark("some/benchmark@v1", "filtered", read_name)
-    assert [parse_row(row) for row in stream.rows] == PAIRS
-    assert asked == [("some/benchmark", None, "v1")]
-    with pytest.raises(InputError, match="has the splits filtered, raw; expected test"):
-        open_benchmark("some/benchmark", "test", read_name)
-
-
-def test_an_empty_benchmark_folder(tmp_path):
-    with pytest.raises(InputError, match=r"no file \* that ends in \.json"):
-        open_benchmark(str(tmp_path), None, read_name)

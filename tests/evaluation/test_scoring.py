@@ -165,7 +165,7 @@ def make_scorer(opt_model, opt_tokenizer):
         )
         collate = make_collator(encoder, layout)
         packed = layout == "packed"
-        return Scorer(model.eval(), encoder, collate, torch.device("cpu"), packed, **options)
+        return Scorer(model.eval(), encoder, collate, torch.device("cpu"), packed=packed, **options)
 
     return make
 

@@ -1,5 +1,6 @@
 """Public benchmarks of reward models: where they are and how their rows are read."""
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,6 +10,10 @@ from utils.benchmarks import scores
 from utils.benchmarks.scores import LLMBAR, PRIOR_SETS, STYLES, TIES
 from utils.data.comparison import Comparison
 from utils.data.formats.layouts import Reader, find_reader
+from utils.data.sources.files import BUILDERS, Rows, open_splits
+from utils.data.sources.names import parse_place
+from utils.evaluation.rows import OpenSource
+from utils.settings import InputError
 
 _read_ranked = find_reader(["prompt", "responses", "ranks"], "")
 
@@ -20,7 +25,7 @@ class Benchmark(NamedTuple):
         hub: its data set on the hub; None if only a loading script is there.
         split: which split of it.
         download: what to get and name in --data_path where the hub cannot be reached.
-        files: pattern of the names of its files in such a folder.
+        files: pattern of the names of its files in such a folder; others there are no part of it.
         read: `read(row, source) -> Comparison`, whose source is the subset. `source` is the file's
             path within the folder without its suffix. ValueError: the row is no row of the
             benchmark; KeyError: it lacks a column.
@@ -159,3 +164,47 @@ PUBLIC_BENCHMARKS = {
         files="dataset.json",  # others beside it hold what judges said
     ),
 }
+
+
+def open_benchmark(name: str, path: str | None) -> list[OpenSource]:
+    """Open a benchmark, each file of a local folder on its own.
+
+    Args:
+        name: of PUBLIC_BENCHMARKS.
+        path: local file or folder, or hub name, as `parse_place` reads it; None: where it is on
+            the hub.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    benchmark = PUBLIC_BENCHMARKS[name]
+    path = path or benchmark.hub
+    if path is None:
+        raise InputError(
+            f"--benchmark {name} is not on the hub as plain data: download {benchmark.download}, "
+            "and give its place in --data_path"
+        )
+
+    if not os.path.exists(path):
+        place = parse_place(path)
+        splits = open_splits(place.path, place.subset, place.revision)
+        if benchmark.split not in splits:
+            raise InputError(
+                f"{path}: has the splits {', '.join(splits)}; expected {benchmark.split}"
+            )
+        return [OpenSource(path, path, splits[benchmark.split], benchmark.read)]
+
+    root = Path(path)
+    files = sorted(root.rglob(benchmark.files)) if root.is_dir() else [root]
+    files = [f for f in files if Path(f.name.removesuffix(".gz")).suffix in BUILDERS]
+    if not files:
+        raise InputError(
+            f"{path}: no file {benchmark.files} that ends in {', '.join(BUILDERS)} (or .gz)"
+        )
+
+    sources = []
+    for file in files:
+        within = file.relative_to(root) if root.is_dir() else Path(file.name)
+        source = str(within.with_name(within.name.split(".")[0]))
+        sources.append(OpenSource(str(file), source, Rows(str(file), (str(file),)), benchmark.read))
+    return sources

@@ -12,10 +12,11 @@ import scipy  # loads its parts when they are first used, which only --compare d
 from rich.console import Console
 from rich.text import Text
 
-from utils.evaluation.records import read_records
+from utils.evaluation.line_file import read_records
 from utils.evaluation.score_tables import answer_pairs, is_pair, read_answers
+from utils.evaluation.settings import ScorerSettings
 from utils.evaluation.statistics import clustered_interval
-from utils.output.files import write_whole
+from utils.output.files import check_folder, write_whole
 from utils.output.tables import (
     TableTemplate,
     interval_text,
@@ -60,6 +61,22 @@ PAIRED_TABLES = (
         },
     ),
 )
+
+
+def compare_models(args: ScorerSettings) -> None:
+    """Print the two evaluations of --compare side by side, and write that if there is a folder."""
+    if args.output_dir:
+        check_folder(args.output_dir, "--output_dir")
+        if (Path(args.output_dir) / "compare.json").exists() and not args.overwrite_output_dir:
+            raise InputError(
+                f"{args.output_dir}: holds a comparison already: give --overwrite_output_dir to "
+                "replace it, or another --output_dir"
+            )
+
+    comparison = compare_evaluations(*args.compare)
+    print_comparison(comparison)
+    if args.output_dir:
+        write_comparison(args.output_dir, comparison)
 
 
 def compare_evaluations(folder_a: str | Path, folder_b: str | Path) -> dict:

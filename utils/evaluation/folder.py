@@ -5,32 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from utils import distributed
+from utils.data.settings import DATA_MAY_DIFFER
 from utils.data.tokenization import ComparisonTokenizer
-from utils.evaluation.records import FORMS
+from utils.evaluation.forms import chosen_form
 from utils.evaluation.settings import ScorerSettings
 from utils.output.files import check_folder
-from utils.settings import InputError
+from utils.settings import REFUSED, InputError
 
 NOTE = "evaluation_args.json"
 
 
-def chosen_form(args: ScorerSettings) -> str | None:
-    """Which of the FORMS was asked for; None: scores and a report."""
-    return next((name for name in FORMS if getattr(args, name)), None)
-
-
-def describe(args: ScorerSettings, encoder: ComparisonTokenizer) -> dict:
-    """What an evaluation must share with the one that it goes on with; `file` has its lines."""
-    flags = (
-        *("model_name_or_path", "data_path", "format", "columns", "benchmark", "label", "dtype"),
-        *("normalize", "chat_template", "chat_template_date"),
-    )
-    asked = {f"--{flag}": getattr(args, flag) for flag in flags}
-    name = f"{chosen_form(args) or 'scores'}.jsonl"
-    return {**asked, "file": name, "text settings": asdict(encoder.settings)}
-
-
-def check_output_dir(args: ScorerSettings, encoder: ComparisonTokenizer) -> None:
+def check_evaluation_folder(args: ScorerSettings, encoder: ComparisonTokenizer) -> None:
     """Look, before the model is loaded, whether the evaluation may be written to --output_dir.
 
     Raises:
@@ -41,26 +26,54 @@ def check_output_dir(args: ScorerSettings, encoder: ComparisonTokenizer) -> None
     if distributed.is_main():
         try:
             check_folder(args.output_dir, "--output_dir")
-            _check_evaluation(args, describe(args, encoder))
+            _check_earlier(args, _identity(args, encoder))
         except InputError as error:
             fault = str(error)
     if fault := distributed.first_of_all(fault):
         raise InputError(fault)
 
 
-def _check_evaluation(args: ScorerSettings, asked: dict) -> None:
-    """Raise the InputError of `check_output_dir` for what an earlier evaluation has left."""
+def begin_evaluation(args: ScorerSettings, encoder: ComparisonTokenizer) -> Path:
+    """Remove what an earlier evaluation has left, note what is being done, and name the file."""
+    folder, identity = Path(args.output_dir), _identity(args, encoder)
+    file = folder / identity["file"]
+
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in (file, *folder.glob("report.*"), *folder.glob("*.png")):
+            if not args.resume:
+                old.unlink(missing_ok=True)
+        (folder / NOTE).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+
+    distributed.barrier()
+    return file
+
+
+def _identity(args: ScorerSettings, encoder: ComparisonTokenizer) -> dict:
+    """What an evaluation must share with the one that it goes on with; `file` has its lines."""
+    flags = args.flags(REFUSED, DATA_MAY_DIFFER)  # in training alone may the data differ
+    return {
+        **{f"--{name}": value for name, value in flags.items()},
+        "file": f"{chosen_form(args) or 'scores'}.jsonl",
+        "text settings": asdict(encoder.settings),
+    }
+
+
+def _check_earlier(args: ScorerSettings, identity: dict) -> None:
+    """Raise the InputError of `check_evaluation_folder` for what an earlier evaluation has left."""
     folder = Path(args.output_dir)
     note = folder / NOTE
     try:
         before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
     except (OSError, ValueError) as error:
         raise InputError(f"{note}: cannot be read ({error}): give another --output_dir") from error
-    lines = [folder / name for name in {asked["file"], before.get("file", asked["file"])}]
-    if not any(file.exists() and file.stat().st_size for file in lines):
+
+    files = [folder / name for name in {identity["file"], before.get("file", identity["file"])}]
+    if not any(file.exists() and file.stat().st_size for file in files):
         return  # an evaluation that was stopped before its first line
+
     if args.resume and before:
-        for what, value in asked.items():
+        for what, value in identity.items():
             if before.get(what) != value:
                 raise InputError(
                     f"{folder}: cannot go on, {what} was {before.get(what)} and is {value}: give "
@@ -71,17 +84,3 @@ def _check_evaluation(args: ScorerSettings, asked: dict) -> None:
             f"{folder}: holds an evaluation already: give --resume to go on with it, "
             "--overwrite_output_dir to replace it, or another --output_dir"
         )
-
-
-def begin_output(args: ScorerSettings, encoder: ComparisonTokenizer) -> Path:
-    """Remove what an earlier evaluation has left, note what is being done, and name the file."""
-    folder, asked = Path(args.output_dir), describe(args, encoder)
-    file = folder / asked["file"]
-    if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in (file, *folder.glob("report.*"), *folder.glob("*.png")):
-            if not args.resume:
-                old.unlink(missing_ok=True)
-        (folder / NOTE).write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
-    distributed.barrier()
-    return file

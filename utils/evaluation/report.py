@@ -269,7 +269,7 @@ def _suspicious_length(length: dict) -> Iterator[tuple[str, str]]:
         )
 
 
-def write_report(folder: str | Path, report: dict) -> list[Path]:
+def write_evaluation(folder: str | Path, report: dict) -> list[Path]:
     """Write report.json, report.md and its pictures; each file is whole at any moment.
 
     Args:

@@ -109,6 +109,7 @@ class Scorer:
         encoder: ComparisonTokenizer,
         collate: Callable[[Sequence[dict], Sequence[float]], Batch],
         device: torch.device,
+        *,
         packed: bool,
         batch_size: int | None = None,
         mean: float = 0.0,

@@ -7,6 +7,7 @@ from utils.data.formats.columns import parse_columns
 from utils.data.formats.layouts import FORMATS
 from utils.data.settings import ChatTemplateSettings, columns_flag, format_flag
 from utils.settings import (
+    FREE,
     FlagParser,
     InputError,
     Settings,
@@ -35,6 +36,7 @@ class RewardModelSettings(Settings):
         None,
         "spread a model that is bigger than a GPU over all GPUs, CPU memory and files",
         choices=("auto",),
+        resume=FREE,
     )
     normalize: bool = flag(
         False,
@@ -49,12 +51,12 @@ class InputSettings(Settings):
     """The answers that are scored."""
 
     title = "what to score"
-    prompt: str | None = flag(None, "a prompt; its answers follow in --response")
+    prompt: str | None = flag(None, "a prompt; its answers follow in --response", resume=FREE)
     response: list[str] = flag(
-        None, "answers to --prompt; may be given several times", action="extend"
+        None, "answers to --prompt; may be given several times", action="extend", resume=FREE
     )
     interactive: bool = flag(
-        False, "ask for a prompt, then for answers, and score each as it is typed"
+        False, "ask for a prompt, then for answers, and score each as it is typed", resume=FREE
     )
     data_path: list[str] | None = flag(
         None,
@@ -95,6 +97,7 @@ class BenchmarkSettings(Settings):
         type=user_path,
         nargs=2,
         metavar=("DIR_A", "DIR_B"),
+        resume=FREE,
     )
     label: str = flag(
         "hard",
@@ -113,23 +116,30 @@ class ReportSettings(Settings):
         None,
         "folder for scores.jsonl (one line a row), report.md, report.json and pictures",
         type=user_path,
+        resume=FREE,
     )
-    overwrite_output_dir: bool = flag(False, "replace the evaluation in it")
+    overwrite_output_dir: bool = flag(False, "replace the evaluation in it", resume=FREE)
     resume: bool = flag(
-        False, "go on after the last line that a run which was cut has written to --output_dir"
+        False,
+        "go on after the last line that a run which was cut has written to --output_dir",
+        resume=FREE,
     )
     best_of_n: bool = flag(
         False,
         "no report: write the best answer of each row as JSON lines; to standard output, or into "
         "--output_dir",
         exclusive=True,
+        resume=FREE,
     )
     as_pairs: bool = flag(
         False,
         "the same with the best answer as chosen and the worst as rejected",
         exclusive=True,
+        resume=FREE,
     )
-    as_scores: bool = flag(False, "the same with all answers and their scores", exclusive=True)
+    as_scores: bool = flag(
+        False, "the same with all answers and their scores", exclusive=True, resume=FREE
+    )
 
     def _check(self) -> None:
         if self.resume and not self.output_dir:
@@ -148,9 +158,10 @@ class ScoringSettings(Settings):
         "comparisons in a batch, or auto: as many as the device runs well",
         type=parse_batch_size,
         least=1,
+        resume=FREE,
     )
     batch_layout: str = layout_flag()
-    local_rank: int = flag(-1, "set by the launcher", least=None)
+    local_rank: int = flag(-1, "set by the launcher", least=None, resume=FREE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +170,16 @@ class SavedTextSettings(Settings):
 
     title = "text to tokens"
     about = "what training used is read from the checkpoint; these override it"
-    max_seq_len: int | None = flag(None, "longest sequence in tokens", least=1)
+    max_seq_len: int | None = flag(None, "longest sequence in tokens", least=1, resume=FREE)
     score_position: str | None = flag(
-        None, "the token whose value is the score", choices=("end", "first_pad", "mean")
+        None,
+        "the token whose value is the score",
+        choices=("end", "first_pad", "mean"),
+        resume=FREE,
     )
-    add_eot_token: bool = flag(False, "end every answer with <|endoftext|>")
+    add_eot_token: bool = flag(False, "end every answer with <|endoftext|>", resume=FREE)
     apply_chat_template: bool | None = flag(
-        None, "take a text prompt as one user message and render it as a conversation"
+        None, "take a text prompt as one user message and render it as a conversation", resume=FREE
     )
     answer_end: str | None = flag(
         None,
@@ -174,9 +188,12 @@ class SavedTextSettings(Settings):
         "token of what the chat template, or for texts the tokenizer, writes (default: as the "
         "checkpoint says; of one that says nothing as_written)",
         choices=("token", "as_written"),
+        resume=FREE,
     )
     num_padding_at_beginning: int | None = flag(
-        None, "as in main.py: found out from the tokenizer, an error if it contradicts it"
+        None,
+        "as in main.py: found out from the tokenizer, an error if it contradicts it",
+        resume=FREE,
     )
 
     def _check(self) -> None:

@@ -10,7 +10,8 @@ from tests.data.loading import load, make_encoder
 from utils.data.comparison import Comparison
 from utils.data.formats.columns import parse_columns
 from utils.data.formats.reading import plan_reading
-from utils.evaluation.rows import open_stream
+from utils.data.sources.names import Source
+from utils.evaluation.rows import open_source
 from utils.settings import InputError
 
 NAN = float("nan")
@@ -329,12 +330,12 @@ def test_texts_of_a_csv_file_stay_text_under_any_name(tmp_path, opt_tokenizer):
     ]
     path = write_csv(tmp_path / "rows.csv", rows)
     asked = ("query=query", "prompt=frage", "chosen=a")
-    stream = open_stream(str(path), columns=parse_columns(asked[1:]))
-    assert [stream.reader(row, "s").responses for row in stream.rows] == [
+    source = open_source(Source(str(path), columns=parse_columns(asked[1:])))
+    assert [source.reader(row, "s").responses for row in source.rows] == [
         ["NA", "null"],
         ["007", "nan"],
     ]
-    assert [stream.reader(row, "s").prompt for row in stream.rows] == ["1.50\n\n7", "2.0\n\n8"]
+    assert [source.reader(row, "s").prompt for row in source.rows] == ["1.50\n\n7", "2.0\n\n8"]
     encoder = make_encoder(opt_tokenizer)
     texts = {}
     for words in (asked[1:], asked[::2]):
