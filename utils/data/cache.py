@@ -48,7 +48,7 @@ class Encoder:
         rows: of the split; their columns tell the layout.
         tokenizer: makes token ids of comparisons.
         source: name of rows that name no source.
-        layout: name of the layout (formats.py); None: found by the columns.
+        layout: name of the layout (layouts.py); None: found by the columns.
         columns: new names of columns; None: as they are.
 
     Raises:

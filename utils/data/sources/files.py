@@ -215,7 +215,7 @@ def _find_splits(
         if is_local:
             raise InputError(f"{place}: cannot be read: {explain(error)}") from error
         raise InputError(
-            f"{place}: neither a local path nor, on the hub, {hub.describe(path)}: "
+            f"{place}: neither a local path nor, on the hub, {hub.spell_out(path)}: "
             f"{explain(error)}. Without network, give a local file or folder"
         ) from error
 

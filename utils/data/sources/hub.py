@@ -97,7 +97,7 @@ def split_name(path: str) -> tuple[str, str]:
     return match["name"], match["folder"] or ""
 
 
-def describe(path: str) -> str:
+def spell_out(path: str) -> str:
     """What a path names on the hub."""
     name, folder = split_name(path)
     return f"the folder {folder} of the data set {name}" if folder else f"the data set {name}"
