@@ -49,7 +49,7 @@ def plan_reading(
     columns = (columns or ColumnMap()).of_table(found, path)
     renamed = columns.rename(dict.fromkeys(found))
     reader = find_reader(list(renamed), path, ranked, layout, chat)
-    (name,) = reader.args
+    (layout,) = reader.args
 
     survey = survey_rows(islice(rows, PEEK), reader, columns)
     shown = {column: f"{name}={column}" for name, column in columns.names}
@@ -57,11 +57,12 @@ def plan_reading(
     if lost := survey.lost:
         raise InputError(
             f"{path}: {', '.join(lost)}: not read, but text of the conversation as it seems (the "
-            f"layout {name} reads {read}). {_remedy(survey, name)}. Known layouts: "
+            f"layout {layout} reads {read}). {_remedy(survey, layout)}. Known layouts: "
             f"{known_layouts(ranked)}"
         )
+
     others = ", ".join(column for column in found if column not in {*survey.used, "id"})
-    note = f"{path}: layout {name}; read: {read}; not read: {others or 'none'}"
+    note = f"{path}: layout {layout}; read: {read}; not read: {others or 'none'}"
     for column in survey.nameless:
         note += f" ({column} names no row where it is no text of at most {MAX_NAME} characters)"
     return Reading(partial(_read_renamed, reader, columns) if columns.names else reader, note)
@@ -71,7 +72,8 @@ def _remedy(survey: Survey, layout: str) -> str:
     """What to do about columns that are lost; a name that can hold the values of the first one."""
     lost = survey.lost
     asks = "chosen" in LAYOUTS[layout].texts  # and may have any column of readers.PROMPTS
-    name, below = "system", ""
+    name, below = "system", ""  # which any layout may have
+
     if survey.is_bare and asks:
         name = "prompt"
     elif lost[0] in survey.other:
@@ -81,6 +83,7 @@ def _remedy(survey: Survey, layout: str) -> str:
             "; text that stands below a question is the input of an instruction, as in --columns "
             f"instruction=QUESTION input={lost[0]}"
         )
+
     say = f"Say what it is, as in --columns {name}={lost[0]}, or" if name else "Make text of it, or"
     ignored = ",".join(lost)
     return f"{say} --columns ignore={ignored} if it is no part of the conversation{below}"
