@@ -90,7 +90,7 @@ def score(args: ScorerSettings, output: TextIO | None) -> None:
     distributed.log(*notes)
 
     # What is wrong with the rows or the folder shows before the model is loaded.
-    sources = open_sources(args, encoder)
+    sources = open_rows(args, encoder)
     prompts = [] if sources or args.interactive else given_prompts(args, encoder)
     if args.output_dir:
         check_evaluation_folder(args, encoder)
@@ -104,7 +104,7 @@ def score(args: ScorerSettings, output: TextIO | None) -> None:
         score_prompts(args, scorer, prompts)
 
 
-def open_sources(args: ScorerSettings, encoder: ComparisonTokenizer) -> list[OpenSource]:
+def open_rows(args: ScorerSettings, encoder: ComparisonTokenizer) -> list[OpenSource]:
     """The rows that --data_path or --benchmark name; none if neither is given."""
     with distributed.first_on_node():
         if args.benchmark:

@@ -25,7 +25,7 @@ CONFIDENCE_BINS = 10
 PERCENTILES = (5, 25, 50, 75, 95)
 HISTOGRAM_BINS = 40
 # Of the tokens by which one answer is longer than the other; equal lengths stand apart.
-LENGTH_GAPS = np.array([20, 50, 100, 200])
+GAP_EDGES = np.array([20, 50, 100, 200])
 
 
 def comparison_sums(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -244,8 +244,9 @@ def evaluation_metrics(tables: ScoreTables, label: str) -> dict:
 
 def _mean(values: np.ndarray | pd.Series) -> float | None:
     """Of the values that are numbers."""
-    mean = pd.Series(values).mean()
-    return None if np.isnan(mean) else float(mean)
+    known = np.asarray(values)  # a data frame's own mean is slow, where there are many sources
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if len(known) else None
 
 
 def _log_loss(margin: np.ndarray) -> np.ndarray:
@@ -257,21 +258,26 @@ def _calibration_bins(margin: np.ndarray, correct: np.ndarray) -> list[dict]:
     confidence = scipy.special.expit(np.abs(margin))
     number = (2 * CONFIDENCE_BINS * (confidence - 0.5)).astype(np.int64)
     number = np.minimum(number, CONFIDENCE_BINS - 1)
-    pairs = pd.DataFrame({"confidence": confidence, "accuracy": correct, "pairs": 1})
-    bins = pairs.groupby(number).agg({"confidence": "mean", "accuracy": "mean", "pairs": "sum"})
-    return bins.to_dict("records")
+    return list(_bins(number, confidence=confidence, accuracy=correct).values())
 
 
 def _length_gap_bins(length_gap: np.ndarray, correct: np.ndarray) -> list[dict]:
     """Bins ..., [-50, -20), [-20, 0), 0, (0, 20], (20, 50], ... as long as they have pairs."""
-    edges = [None, *(-LENGTH_GAPS[::-1]).tolist(), 0, 0, *LENGTH_GAPS.tolist(), None]
-    step = 1 + np.searchsorted(LENGTH_GAPS, np.abs(length_gap))
-    number = len(LENGTH_GAPS) + 1 + np.sign(length_gap).astype(np.int64) * step
-    bins = pd.Series(correct).groupby(number).agg(["mean", "size"])
-    return [
-        {"low": edges[number], "high": edges[number + 1], "accuracy": accuracy, "pairs": pairs}
-        for number, accuracy, pairs in bins.itertuples()
-    ]
+    edges = [None, *(-GAP_EDGES[::-1]).tolist(), 0, 0, *GAP_EDGES.tolist(), None]
+    step = 1 + np.searchsorted(GAP_EDGES, np.abs(length_gap))
+    number = len(GAP_EDGES) + 1 + np.sign(length_gap).astype(np.int64) * step
+    bins = _bins(number, accuracy=correct)
+    return [{"low": edges[bin], "high": edges[bin + 1], **own} for bin, own in bins.items()]
+
+
+def _bins(number: np.ndarray, **values: np.ndarray) -> dict[int, dict]:
+    """By the numbers that pairs have: the mean of each of their values, and how many they are."""
+    bins = {}
+    for bin in np.unique(number).tolist():
+        own = number == bin
+        means = {name: float(one[own].mean()) for name, one in values.items()}
+        bins[bin] = {**means, "pairs": int(own.sum())}
+    return bins
 
 
 def _histogram(better: np.ndarray, worse: np.ndarray) -> dict | None:
