@@ -98,6 +98,6 @@ def _edges(values: np.ndarray, least: int = 0) -> np.ndarray:
 def _draw_gaps(figure: "Figure", gaps: list[dict]) -> None:
     names = [gap_name(gap["above"], gap["up_to"]) for gap in gaps]
     curve, half = "the longer answer is better", "length says nothing"
-    axes, below = draw_bins(figure, gaps, "share", names, curve, half)
+    axes, below = draw_bins(figure, gaps, "share", names, curve=curve, half=half)
     axes.set_ylabel("share of pairs")
     below.set_xlabel("how much longer the longer answer is (tokens)")

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from utils.audit.findings import Finding, evaluation_pairs, leaked_prompts
 from utils.audit.pictures import draw_audit
@@ -15,10 +14,11 @@ from utils.output.files import whole_file, write_whole
 from utils.output.tables import (
     TableTemplate,
     TextTable,
+    count_at,
     interval_text,
     markdown_code,
     markdown_report,
-    number_text,
+    number_at,
     percent_text,
 )
 
@@ -30,24 +30,12 @@ PICTURES = {
 }
 
 
-def _number(*path: str, form: str = ",") -> Callable[[dict], str]:
-    """What makes a text of a number in nested results; "-" where there is none."""
-
-    def text(result: dict) -> str:
-        value: Any = result
-        for name in path:
-            value = (value or {}).get(name)
-        return number_text(value, form)
-
-    return text
-
-
 def _spread_columns(*path: str) -> dict[str, Callable[[dict], str]]:
     return {
-        "mean": _number(*path, "mean", form=",.1f"),
-        "median": _number(*path, "median"),
-        "95 %": _number(*path, "p95"),
-        "largest": _number(*path, "max"),
+        "mean": number_at(*path, "mean", form=",.1f"),
+        "median": count_at(*path, "median"),
+        "95 %": count_at(*path, "p95"),
+        "largest": count_at(*path, "max"),
     }
 
 
@@ -63,11 +51,11 @@ SUMMARY = TableTemplate(
     "Data",
     "",
     {
-        "rows": _number("rows"),
+        "rows": count_at("rows"),
         "left\nout": lambda r: f"{r['rows'] - r['comparisons']:,}",
-        "dupli-\ncates": _number("duplicates"),
-        "contra-\ndictory": _number("contradictions"),
-        "on both\nsides": _number("leaks"),
+        "dupli-\ncates": count_at("duplicates"),
+        "contra-\ndictory": count_at("contradictions"),
+        "on both\nsides": count_at("leaks"),
         "cut": _share_cut,
         "longer\nbetter": lambda r: percent_text(r["longer_better"]["share"]),
     },
@@ -85,16 +73,16 @@ TABLES = [
         "rank two answers the other way round than another one of their side and prompt; and those "
         "to evaluate whose prompt trains.",
         {
-            "duplicates": _number("duplicates"),
-            "contradictory": _number("contradictions"),
-            "on both sides": _number("leaks"),
+            "duplicates": count_at("duplicates"),
+            "contradictory": count_at("contradictions"),
+            "on both sides": count_at("leaks"),
         },
     ),
     TableTemplate(
         "Cut",
         "Rows that are longer than --max_seq_len and were cut, and the tokens that the longest "
         "sequence of each lost.",
-        {"rows": _number("cut", "rows"), "share": _share_cut, **_spread_columns("cut", "tokens")},
+        {"rows": count_at("cut", "rows"), "share": _share_cut, **_spread_columns("cut", "tokens")},
     ),
     *(
         TableTemplate(
@@ -107,9 +95,9 @@ TABLES = [
         "How often the longer answer is the better one, over ranked pairs of different lengths in "
         "tokens, with a 95 % interval (Wilson's, one trial a comparison).",
         {
-            "ranked pairs": _number("pairs"),
-            "of different lengths": _number("longer_better", "pairs"),
-            "longer better": _number("longer_better", "share", form=".3f"),
+            "ranked pairs": count_at("pairs"),
+            "of different lengths": count_at("longer_better", "pairs"),
+            "longer better": number_at("longer_better", "share"),
             "interval": lambda r: interval_text(
                 r["longer_better"]["low"], r["longer_better"]["high"]
             ),
@@ -119,7 +107,7 @@ TABLES = [
         "Tokens of an epoch",
         "Packed: what the answers of a comparison share is computed once. Separate: as if every "
         "answer were a row of its own.",
-        {"packed": _number("tokens", "packed"), "separate": _number("tokens", "separate")},
+        {"packed": count_at("tokens", "packed"), "separate": count_at("tokens", "separate")},
     ),
 ]
 
@@ -162,11 +150,11 @@ def write_report(
     facts = [f"Pairs to evaluate: {pairs:,}.", "Every defect of every row is in rows.jsonl."]
     text = markdown_report(
         "Audit of the data",
-        [*work_sentences(results, seconds), *facts],
-        [f"{'**Serious**: ' if one.serious else ''}{one.sentence}" for one in findings],
-        _tables(results),
-        {path.name: PICTURES[path.name] for path in pictures},
-        settings,
+        facts=[*work_sentences(results, seconds), *facts],
+        warnings=[f"{'**Serious**: ' if one.serious else ''}{one.sentence}" for one in findings],
+        tables=_tables(results),
+        pictures={path.name: PICTURES[path.name] for path in pictures},
+        settings=settings,
     )
     write_whole(folder / "audit.md", text)
 
@@ -203,7 +191,7 @@ def work_sentences(results: list[dict], seconds: float | None) -> list[str]:
 def _tables(results: list[dict]) -> list[TextTable]:
     """Rows, TABLES, and the rows by their column `source`."""
     reasons = sorted({reason for result in results for reason in result["dropped"]})
-    columns = {"read": _number("rows"), "usable": _number("comparisons")}
+    columns = {"read": count_at("rows"), "usable": count_at("comparisons")}
     columns |= {reason: partial(_dropped_for, reason) for reason in reasons}
     note = "What was read, what can train, and what is left out, by reason."
     templates = [TableTemplate("Rows", note, columns), *TABLES]

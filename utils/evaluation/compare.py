@@ -19,10 +19,11 @@ from utils.evaluation.statistics import clustered_interval
 from utils.output.files import check_folder, write_whole
 from utils.output.tables import (
     TableTemplate,
+    count_at,
     interval_text,
     markdown_code,
     markdown_table,
-    number_text,
+    number_at,
     print_table,
     with_total,
 )
@@ -39,12 +40,12 @@ PAIRED_TABLES = (
         "Accuracy",
         "Ties of scores count half.",
         {
-            "pairs": lambda m: f"{m['pairs']:,}",
-            "A": lambda m: number_text(m["accuracy_a"]),
-            "B": lambda m: number_text(m["accuracy_b"]),
-            "B - A": lambda m: number_text(m["difference"], "+.3f"),
+            "pairs": count_at("pairs"),
+            "A": number_at("accuracy_a"),
+            "B": number_at("accuracy_b"),
+            "B - A": number_at("difference", form="+.3f"),
             "95 %\ninterval": lambda m: interval_text(m["difference_low"], m["difference_high"]),
-            "McNemar\np": lambda m: number_text(m["mcnemar_p"], ".2g"),
+            "McNemar\np": number_at("mcnemar_p", form=".2g"),
         },
     ),
     TableTemplate(
@@ -52,12 +53,12 @@ PAIRED_TABLES = (
         "Left out: pairs that one or both could not score, or whose answers are identical to "
         "one. Agreement: share of pairs that both rank right, both wrong, or both tied.",
         {
-            "both": lambda m: f"{m['both_right']:,}",
-            "only A": lambda m: f"{m['only_a']:,}",
-            "only B": lambda m: f"{m['only_b']:,}",
-            "neither": lambda m: f"{m['neither_right']:,}",
-            "left\nout": lambda m: f"{m['left_out']:,}",
-            "agreement": lambda m: number_text(m["agreement"]),
+            "both": count_at("both_right"),
+            "only A": count_at("only_a"),
+            "only B": count_at("only_b"),
+            "neither": count_at("neither_right"),
+            "left\nout": count_at("left_out"),
+            "agreement": number_at("agreement"),
         },
     ),
 )

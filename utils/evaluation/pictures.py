@@ -76,7 +76,7 @@ def _draw_calibration(figure: "Figure", bins: list[dict]) -> None:
 
 def _draw_length(figure: "Figure", bins: list[dict]) -> None:
     names = [gap_name(one["low"], one["high"]) for one in bins]
-    axes, below = draw_bins(figure, bins, "accuracy", names, "the model", "guessing")
+    axes, below = draw_bins(figure, bins, "accuracy", names, curve="the model", half="guessing")
     axes.set_ylabel("accuracy\n(share of pairs)")
     below.set_xlabel("length of the better minus the worse answer (tokens)")
 

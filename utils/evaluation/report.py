@@ -14,9 +14,11 @@ from utils.output.tables import (
     RULE,
     TableTemplate,
     TextTable,
+    count_at,
     interval_text,
     markdown_code,
     markdown_report,
+    number_at,
     number_text,
     percent_text,
     print_table,
@@ -41,12 +43,12 @@ ACCURACY_TABLE = TableTemplate(
     "The 95 % interval knows that pairs of one prompt resemble each other. Margin: better "
     "minus worse score. Loss: Bradley-Terry, in nats.",
     {
-        "pairs": lambda m: f"{m['pairs']:,}",
-        "accuracy": lambda m: number_text(m["accuracy"]),
+        "pairs": count_at("pairs"),
+        "accuracy": number_at("accuracy"),
         "95 %\ninterval": lambda m: interval_text(m["accuracy_low"], m["accuracy_high"]),
-        "ties": lambda m: f"{m['ties']:,}",
-        "margin": lambda m: number_text(m["margin"]),
-        "loss": lambda m: number_text(m["loss"]),
+        "ties": count_at("ties"),
+        "margin": number_at("margin"),
+        "loss": number_at("loss"),
     },
 )
 RANKING_TABLE = TableTemplate(
@@ -55,12 +57,12 @@ RANKING_TABLE = TableTemplate(
     "often the highest score is on a best answer; by chance: for a random choice. MRR: mean of "
     "1 / (place of the best answer).",
     {
-        "compari-\nsons": lambda m: f"{m['comparisons']:,}",
-        "answers\nup to": lambda m: f"{m['answers']:,}",
-        "tau": lambda m: number_text(m["kendall_tau"]),
-        "best\nof K": lambda m: number_text(m["best_of_k"]),
-        "by\nchance": lambda m: number_text(m["best_of_k_chance"]),
-        "MRR": lambda m: number_text(m["mrr"]),
+        "compari-\nsons": count_at("comparisons"),
+        "answers\nup to": count_at("answers"),
+        "tau": number_at("kendall_tau"),
+        "best\nof K": number_at("best_of_k"),
+        "by\nchance": number_at("best_of_k_chance"),
+        "MRR": number_at("mrr"),
     },
 )
 CALIBRATION_TABLE = TableTemplate(
@@ -70,9 +72,9 @@ CALIBRATION_TABLE = TableTemplate(
     "divided by: 1 is calibrated, more is too sure, less too cautious; none if no pair is "
     "wrong, or most are.",
     {
-        "Brier\nscore": lambda m: number_text(m["brier"]),
-        "calibration\nerror": lambda m: number_text(m["ece"]),
-        "temper-\nature": lambda m: number_text(m["temperature"], ".3g"),
+        "Brier\nscore": number_at("brier"),
+        "calibration\nerror": number_at("ece"),
+        "temper-\nature": number_at("temperature", form=".3g"),
     },
 )
 LENGTH_TABLE = TableTemplate(
@@ -82,11 +84,11 @@ LENGTH_TABLE = TableTemplate(
     "answers, and of their differences over pairs. Accuracies far apart mean that length "
     "counts.",
     {
-        "longer\nbetter": lambda m: number_text(m["length"]["longer_accuracy"]),
-        "shorter\nbetter": lambda m: number_text(m["length"]["shorter_accuracy"]),
-        "prefers\nlonger": lambda m: number_text(m["length"]["prefers_longer"]),
-        "r,\nanswers": lambda m: number_text(m["length"]["correlation"]),
-        "r,\npairs": lambda m: number_text(m["length"]["pair_correlation"]),
+        "longer\nbetter": number_at("length", "longer_accuracy"),
+        "shorter\nbetter": number_at("length", "shorter_accuracy"),
+        "prefers\nlonger": number_at("length", "prefers_longer"),
+        "r,\nanswers": number_at("length", "correlation"),
+        "r,\npairs": number_at("length", "pair_correlation"),
     },
 )
 SCORES_TABLE = TableTemplate(
@@ -94,11 +96,11 @@ SCORES_TABLE = TableTemplate(
     "Of all scored answers: mean, standard deviation, median, and the scores below which 5 % "
     "and 95 % of them lie.",
     {
-        "mean": lambda m: number_text(m["score_mean"]),
-        "standard\ndeviation": lambda m: number_text(m["score_std"]),
-        "5 %": lambda m: number_text(m["score_percentiles"]["5"]),
-        "median": lambda m: number_text(m["score_percentiles"]["50"]),
-        "95 %": lambda m: number_text(m["score_percentiles"]["95"]),
+        "mean": number_at("score_mean"),
+        "standard\ndeviation": number_at("score_std"),
+        "5 %": number_at("score_percentiles", "5"),
+        "median": number_at("score_percentiles", "50"),
+        "95 %": number_at("score_percentiles", "95"),
     },
 )
 
@@ -164,7 +166,7 @@ def result_tables(results: dict[str, dict]) -> list[TextTable]:
     if any(metrics["pairs"] for metrics in groups):
         calibration = CALIBRATION_TABLE
         if any(metrics["soft_loss"] is not None for metrics in groups):
-            votes = {"loss on\nvotes": lambda m: number_text(m["soft_loss"])}
+            votes = {"loss on\nvotes": number_at("soft_loss")}
             calibration = CALIBRATION_TABLE._replace(columns=CALIBRATION_TABLE.columns | votes)
         ranking = [RANKING_TABLE] if any(metrics["answers"] > 2 for metrics in groups) else []
         layouts = [ACCURACY_TABLE, *ranking, calibration, LENGTH_TABLE, SCORES_TABLE]
@@ -289,11 +291,11 @@ def write_evaluation(folder: str | Path, report: dict) -> list[Path]:
     warnings = find_warnings(results, show=markdown_code)
     text = markdown_report(
         "Evaluation of a reward model",
-        _facts(report),
-        [*warnings, *_more_warnings(report["rows"], benchmark)],
-        [*([benchmark_table(benchmark)] if benchmark else []), *result_tables(results)],
-        {path.name: CAPTIONS[path.name] for path in pictures},
-        report["settings"],
+        facts=_facts(report),
+        warnings=[*warnings, *_more_warnings(report["rows"], benchmark)],
+        tables=[*([benchmark_table(benchmark)] if benchmark else []), *result_tables(results)],
+        pictures={path.name: CAPTIONS[path.name] for path in pictures},
+        settings=report["settings"],
     )
     values = json.dumps(report, indent=2, allow_nan=False) + "\n"
     return [

@@ -113,7 +113,7 @@ def gap_name(low: int | None, high: int | None) -> str:
 
 
 def draw_bins(
-    figure: "Figure", bins: list[dict], key: str, names: list[str], curve: str, half: str
+    figure: "Figure", bins: list[dict], key: str, names: list[str], *, curve: str, half: str
 ) -> "tuple[Axes, Axes]":
     """Two panels: the share of each bin that stands under `key`, and its pairs.
 

@@ -3,7 +3,8 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -68,6 +69,7 @@ def print_table(table: TextTable) -> None:
 
 def markdown_report(
     title: str,
+    *,
     facts: Iterable[str],
     warnings: Iterable[str],
     tables: Iterable[TextTable],
@@ -128,6 +130,21 @@ def with_total(groups: dict[str, dict], total: Callable[[], dict]) -> dict[str, 
 def number_text(value: float | None, form: str = ".3f") -> str:
     """A number as text; "-" where there is none."""
     return "-" if value is None else format(value, form)
+
+
+def number_at(*path: str, form: str = ".3f") -> Callable[[dict], str]:
+    """What makes a text of a number in nested figures; "-" where there is none."""
+
+    def text(figures: dict) -> str:
+        value: Any = figures
+        for name in path:
+            value = (value or {}).get(name)
+        return number_text(value, form)
+
+    return text
+
+
+count_at = partial(number_at, form=",")
 
 
 def percent_text(share: float | None) -> str:
