@@ -26,8 +26,7 @@ from transformers import PreTrainedConfig
 from utils import distributed
 from utils.audit.audit import audit
 from utils.data.batching import make_collator
-from utils.data.sides import Sides, load_sides
-from utils.data.training_data import choose, remove_repeats
+from utils.data.training_data import Split, choose_rows, join_rows
 from utils.estimates import estimate_seconds, print_estimate
 from utils.model import pretrained
 from utils.model.layout import choose_layout
@@ -73,17 +72,17 @@ def main(args: TrainingSettings) -> None:
     distributed.log(*notes)
     resume = Resume(args, device)
 
-    # The data: token rows, and what is found in them.
+    # The data: token rows, why some are not used, and what is found in them.
     args, encoder = prepare_text(args, config, resume.template_date)
-    sides = load_sides(args, encoder)
-    remove_repeats(args, sides)
-    look_at_data(args, config, sides, device)
+    inputs = loss_inputs(args)
+    splits = choose_rows(args, encoder, inputs, args.seed)
+    look_at_data(args, config, splits, device)
     if args.audit_data:
         return
 
     # The steps that are left.
-    data = choose(args, sides)
-    collate = make_collator(encoder, layout, loss_inputs(args))
+    data = join_rows(args, splits, inputs)
+    collate = make_collator(encoder, layout, inputs)
     plan = plan_run(args, data, collate, resume.progress, device)
     data.counts.update(tokens_per_epoch=plan.tokens, comparisons_per_epoch=plan.epoch_size)
     resume.check(plan)
@@ -130,7 +129,7 @@ def main(args: TrainingSettings) -> None:
 
 
 def look_at_data(
-    args: TrainingSettings, config: PreTrainedConfig, sides: Sides, device: torch.device
+    args: TrainingSettings, config: PreTrainedConfig, splits: list[Split], device: torch.device
 ) -> None:
     """Print what the data are like; with --audit_data write it; with --strict end if it is bad."""
     serious = False
@@ -142,10 +141,8 @@ def look_at_data(
         )
 
         serious = audit(
-            sides.train,
-            sides.evaluation,
+            splits,
             {name: getattr(args, name) for name in AUDITED},
-            ties=args.tie_threshold > 0,
             folder=folder,
             estimate=estimate if folder else None,
         )

@@ -26,8 +26,8 @@ import transformers
 
 from benchmarks.contestants import explode
 from utils.data.batching import load_batches, make_collator
+from utils.data.cache import load_source
 from utils.data.sampling import Grouping, evaluation_plan
-from utils.data.sides import load_source
 from utils.data.sources.names import Source
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 from utils.evaluation.scoring import evaluate_batches

@@ -42,7 +42,7 @@ from benchmarks.contestants import (
     make_model,
     synchronize,
 )
-from utils.data.sides import load_source
+from utils.data.cache import load_source
 from utils.data.sources.names import Source
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 from utils.demo import write_demo
@@ -129,7 +129,7 @@ def prepare(args, folder: Path) -> dict:
     encoder = ComparisonTokenizer(tokenizer, TextSettings(end_token, args.max_seq_len))
 
     path = args.data_path or str(folder / "demo" / "data" / "train.jsonl")
-    rows, _ = load_source(Source(path, "data"), encoder, str(folder / "cache"))
+    rows = load_source(Source(path, "data"), encoder, str(folder / "cache"))[0]
     kept = np.flatnonzero(np.asarray(rows["dropped"][:]) == "")
     order = np.random.default_rng(0).permutation(kept)[: args.batch_size * args.rounds]
     return {

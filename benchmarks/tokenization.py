@@ -25,8 +25,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a core for each process
 
 import transformers
 
-from utils.data.cache import tokenize
-from utils.data.sources.files import Rows
+from utils.data.cache import load_source
+from utils.data.sources.names import Source
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 from utils.demo import write_demo
 
@@ -98,8 +98,7 @@ def write_rows(folder: Path, number: int, files: int) -> list[Path]:
 
 def run_cache(file: Path, encoder: ComparisonTokenizer, folder: Path, workers: int) -> None:
     """What main.py does at its first start."""
-    rows = Rows(str(file), (str(file),))
-    tokenize(rows, encoder, file.stem, folder=str(folder), num_workers=workers)
+    load_source(Source(str(file), file.stem), encoder, str(folder), workers)
 
 
 def run_bare(file: Path, tokenizer, workers: int) -> None:

@@ -126,9 +126,9 @@ def flag(
 class Settings:
     """Flags that belong together, and what can be checked in them alone.
 
-    A subclass with fields is a group of the help; its `_check` refuses what contradicts. A whole
-    command line is the class that has all its groups as bases: it can be given to any function that
-    takes one of them.
+    A subclass with a title is a group of the help; its `_check` refuses what contradicts. A whole
+    command line is the class that has all its groups as bases, or as bases of its bases: it can be
+    given to any function that takes one of them.
 
     Raises:
         InputError: a value cannot be meant; the message names its flag.
@@ -151,13 +151,18 @@ class Settings:
     def check_files(self) -> None:
         """Refuse files that flags name, once, as the command line is read; InputError says why."""
 
+    @classmethod
+    def groups(cls) -> list[type["Settings"]]:
+        """The groups of a command line, in the order of the help."""
+        return [group for group in cls.__mro__ if "title" in vars(group)]
+
     def flags(self, *meanings: str) -> dict[str, Any]:
         """Values by the names of their flags, in the order of the help.
 
         Args:
             meanings: only flags of which another value means one of these to a run that goes on.
         """
-        entries = [entry for group in type(self).__bases__ for entry in fields(group)]
+        entries = [entry for group in self.groups() for entry in fields(group)]
         return {
             entry.name: getattr(self, entry.name)
             for entry in entries
@@ -210,7 +215,7 @@ class FlagParser(argparse.ArgumentParser):
     and both are checked in the same way.
 
     Args:
-        settings: class with the groups of flags as its bases.
+        settings: class of the whole command line.
         prog, usage, description: as of an ArgumentParser.
         config: what --config can be, for the help.
         removed: flags that there were once, perhaps with a value, and what to do instead.
@@ -239,7 +244,7 @@ class FlagParser(argparse.ArgumentParser):
             help=f"YAML or JSON file with flags, {config}; flags given here win over the file, "
             "the file over defaults",
         )
-        for group in settings.__bases__:
+        for group in settings.groups():
             _add_group(self, group)
 
     def parse(self, argv: list[str] | None) -> Any:

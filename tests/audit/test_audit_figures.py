@@ -1,16 +1,16 @@
 from collections import Counter
 from itertools import combinations, permutations
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from tests.data.auditing import make_part, make_row, malformed
+from tests.data.auditing import make_row, make_split, malformed, read
 from utils.audit.findings import leaked_prompts
-from utils.audit.results import LENGTH_GAPS, audit_results
-from utils.audit.rows import CONTRADICTION, CUT, DUPLICATE, LEAK, REPEATS, read_data
+from utils.audit.results import GAP_EDGES, audit_results
+from utils.audit.rows import CONTRADICTION, CUT, REPEATS
 from utils.data.keys import comparison_keys, is_first
+from utils.data.token_rows import Reason
 from utils.data.tokenization import text_key
 
 REASONS = ["tied", "empty answer", "identical answers", "identical after truncation"]
@@ -39,10 +39,10 @@ def random_rows(generator, number, prompts=3, texts=3, clean=False):
     return rows
 
 
-def random_parts(seed, names, **options):
+def random_splits(seed, names, **options):
     generator = np.random.default_rng(seed)
     return [
-        make_part(
+        make_split(
             random_rows(generator, int(generator.integers(1, 40)), **options),
             name,
             chunks=int(generator.integers(1, 4)),
@@ -52,13 +52,19 @@ def random_parts(seed, names, **options):
     ]
 
 
-def taken_rows(parts, dropped=False):
-    """(label, row number, row) of each comparison, in order; also of those that are dropped."""
-    for part in parts:
-        numbers = part.table.data["index"].to_pylist()
-        for number, row, taken in zip(numbers, part.rows, part.taken, strict=True):
-            if taken or dropped and row["dropped"] not in ("", "malformed"):
-                yield part.label, number + 1, row
+def used_rows(splits, dropped=False):
+    """(label, row number, row) of each that is used, in order; with `dropped` of all others, too,
+    but for malformed ones."""
+    for split in splits:
+        numbers = split.table.data["index"].to_pylist()
+        for number, row, used in zip(numbers, split.rows, split.used, strict=True):
+            if used or dropped and row["dropped"] != "malformed":
+                yield split.label, number + 1, row
+
+
+def usable_rows(splits):
+    """The same of each row that could be used."""
+    return [one for one in used_rows(splits, dropped=True) if not one[2]["dropped"]]
 
 
 def slow_pairs(row, answers=None):
@@ -77,24 +83,24 @@ def slow_identity(row):
     return row["prompt"], tuple(sorted((order.index(rank), text) for rank, text in ranked))
 
 
-def slow_repeats(parts, dropped):
+def slow_repeats(splits, dropped):
     return {
-        DUPLICATE: slow_duplicates(parts, dropped),
-        CONTRADICTION: slow_contradictions(parts, dropped),
+        Reason.DUPLICATE: slow_duplicates(splits, dropped),
+        CONTRADICTION: slow_contradictions(splits, dropped),
     }
 
 
-def slow_duplicates(parts, dropped):
+def slow_duplicates(splits, dropped):
     firsts, found = {}, []
-    for label, number, row in taken_rows(parts, dropped):
+    for label, number, row in used_rows(splits, dropped):
         first = firsts.setdefault(slow_identity(row), (label, number))
         if first != (label, number):
             found.append(((label, number), first))
     return found
 
 
-def slow_contradictions(parts, dropped):
-    rows, found = list(taken_rows(parts, dropped)), []
+def slow_contradictions(splits, dropped):
+    rows, found = list(used_rows(splits, dropped)), []
     pairs = [set(slow_pairs(row, range(len(row["texts"])))) for *_, row in rows]
     for (label, number, row), own in zip(rows, pairs, strict=True):
         opposite = {(worse, better) for better, worse in own}
@@ -106,9 +112,9 @@ def slow_contradictions(parts, dropped):
 
 
 def slow_leaks(train, evaluation):
-    rows = list(taken_rows(train))
+    rows = list(used_rows(train))
     found = []
-    for label, number, row in taken_rows(evaluation):
+    for label, number, row in usable_rows(evaluation):
         same = [(a, b) for a, b, other in rows if other["prompt"] == row["prompt"]]
         found += [(label, number, *same[0])] if same else []
     return found
@@ -119,8 +125,8 @@ def named(data, defect, side):
     before, after = REPEATS[defect].format(other="row {}").split("row {}")
     found = data.defects[data.defects["defect"] == defect]
     rows = data.rows.loc[found["comparison"]]
-    for part, row, detail in zip(rows["part"], rows["row"], found["detail"], strict=True):
-        own_side, path = data.parts[part]
+    for split, row, detail in zip(rows["split"], rows["row"], found["detail"], strict=True):
+        own_side, path = data.splits[split]
         detail = detail.removesuffix("; left out").removeprefix(before + "row ")
         other, _, other_path = detail.removesuffix(after).partition(" of ")
         if own_side == side:
@@ -133,61 +139,61 @@ def repeats_of(data, defect, side="training"):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_repeats_are_those_of_slow_loops(seed):
-    train = random_parts(seed, ["a", "b", "c"][: 1 + seed % 3])
-    evaluation = random_parts(100 + seed, ["d", "e"][: seed % 3], prompts=8)
-    data = read_data(train, evaluation)
-    for side, parts in (("training", train), ("evaluation", evaluation)):
+    train = random_splits(seed, ["a", "b", "c"][: 1 + seed % 3])
+    evaluation = random_splits(100 + seed, ["d", "e"][: seed % 3], prompts=8)
+    data = read(train, evaluation)
+    for side, splits in (("training", train), ("evaluation", evaluation)):
         # What trains repeats what trains; what is left out may repeat anything.
-        both = slow_repeats(parts, dropped=False), slow_repeats(parts, dropped=True)
-        for defect in (DUPLICATE, CONTRADICTION):
+        both = slow_repeats(splits, dropped=False), slow_repeats(splits, dropped=True)
+        for defect in (Reason.DUPLICATE, CONTRADICTION):
             left, every = (dict(rows[defect]) for rows in both)
             expected = {**every, **left}
             found = repeats_of(data, defect, side)
             assert {one[:2]: one[2:] for one in found} == expected
             assert len(found) == len(expected)
     leaks = slow_leaks(train, evaluation)
-    assert repeats_of(data, LEAK, "evaluation") == leaks
-    prompts = [{row["prompt"] for *_, row in taken_rows(side)} for side in (train, evaluation)]
+    assert repeats_of(data, Reason.LEAK, "evaluation") == leaks
+    prompts = [{row["prompt"] for *_, row in usable_rows(side)} for side in (train, evaluation)]
     assert leaked_prompts(data) == len(prompts[0] & prompts[1])
     if seed == 2:  # the random rows do have what is looked for
-        assert repeats_of(data, DUPLICATE) and repeats_of(data, CONTRADICTION) and leaks
+        assert repeats_of(data, Reason.DUPLICATE) and repeats_of(data, CONTRADICTION) and leaks
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_nothing_is_invented_in_clean_rows(seed):
-    train = random_parts(seed, ["a", "b"], clean=True)
-    for number, part in enumerate(train):
-        for row in part.rows:
+    train = random_splits(seed, ["a", "b"], clean=True)
+    for number, split in enumerate(train):
+        for row in split.rows:
             row["prompt_key"] = text_key(f"{number} {row['prompt']}")
-    parts = [make_part(part.rows, part.label) for part in train]
-    data = read_data(parts, [])
-    assert not repeats_of(data, DUPLICATE) and not repeats_of(data, CONTRADICTION)
-    assert not repeats_of(data, LEAK, "evaluation") and leaked_prompts(data) == 0
+    splits = [make_split(split.rows, split.label) for split in train]
+    data = read(splits)
+    assert not repeats_of(data, Reason.DUPLICATE) and not repeats_of(data, CONTRADICTION)
+    assert not repeats_of(data, Reason.LEAK, "evaluation") and leaked_prompts(data) == 0
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_results_are_those_of_slow_loops(seed):
-    train = random_parts(seed, ["a", "b"])
-    data = read_data(train, [])
-    for number, (part, results) in enumerate(zip(train, audit_results(data), strict=False)):
-        rows = [row for *_, row in taken_rows([part])]
-        own = data.defects[data.rows.loc[data.defects["comparison"], "part"].to_numpy() == number]
+    train = random_splits(seed, ["a", "b"])
+    data = read(train)
+    for number, (split, results) in enumerate(zip(train, audit_results(data), strict=False)):
+        rows = [row for *_, row in used_rows([split])]
+        own = data.defects[data.rows.loc[data.defects["comparison"], "split"].to_numpy() == number]
         places = data.rows.loc[own["comparison"], "row"].to_numpy()
-        numbers = [number + 1 for number in part.table.data["index"].to_pylist()]
-        reasons = Counter(row["dropped"] for row in part.rows)
+        numbers = [number + 1 for number in split.table.data["index"].to_pylist()]
+        reasons = Counter(row["dropped"] for row in split.rows)
         del reasons[""]
-        assert results["rows"] == len(part.rows) and results["comparisons"] == len(rows)
+        assert results["rows"] == len(split.rows) and results["comparisons"] == len(rows)
         assert results["dropped"] == reasons
         for reason in reasons:
-            is_dropped = [row["dropped"] == reason for row in part.rows]
+            is_dropped = [row["dropped"] == reason for row in split.rows]
             expected = np.array(numbers)[is_dropped].tolist()
             assert places[own["defect"] == reason].tolist() == expected
             details = set(own["detail"][own["defect"] == reason])
             assert details == {"no answers" if reason == "malformed" else "left out"}
-        assert results["sources"] == Counter(row["source"] for row in part.rows)
-        cut = [row["cut"] for row in part.rows if row["cut"]]
+        assert results["sources"] == Counter(row["source"] for row in split.rows)
+        cut = [row["cut"] for row in split.rows if row["cut"]]
         assert results["cut"] == {"rows": len(cut), "tokens": slow_spread(cut)}
-        is_cut = [n for n, row in zip(numbers, part.rows, strict=True) if row["cut"]]
+        is_cut = [n for n, row in zip(numbers, split.rows, strict=True) if row["cut"]]
         assert places[own["defect"] == CUT].tolist() == is_cut
         pairs = [pair for row in rows for pair in slow_pairs(row)]
         assert results["pairs"] == len(pairs)
@@ -222,10 +228,10 @@ def test_how_often_the_longer_answer_is_better(seed):
     rows = random_rows(generator, 60, texts=6)
     for row in rows:  # lengths that are often equal, and go far beyond the last bin
         row["answer_tokens"] = (generator.integers(1, 6, len(row["answers"])) ** 4).tolist()
-    part = make_part(rows)
-    result = audit_results(read_data([part], []))[0]["longer_better"]
+    split = make_split(rows)
+    result = audit_results(read([split]))[0]["longer_better"]
     gaps, unequal = [], 0
-    for *_, row in taken_rows([part]):
+    for *_, row in used_rows([split]):
         tokens = dict(zip(row["answers"], row["answer_tokens"], strict=True))
         own = [
             tokens[i] - tokens[j]
@@ -239,7 +245,7 @@ def test_how_often_the_longer_answer_is_better(seed):
     assert result["pairs"] == len(gaps) and result["share"] == share
     low, high = binomtest(round(share * unequal), unequal).proportion_ci(method="wilson")
     assert (result["low"], result["high"]) == (min(low, share), max(high, share))
-    edges = LENGTH_GAPS
+    edges = GAP_EDGES
     expected = []
     for low, high in zip(edges, edges[1:], strict=False):
         inside = [gap for gap in gaps if low < abs(gap) <= high]
@@ -250,20 +256,18 @@ def test_how_often_the_longer_answer_is_better(seed):
 
 
 def test_results_of_a_side_are_those_of_all_rows():
-    train = random_parts(3, ["a", "b"])
-    rows = [row for part in train for row in part.rows]
-    total, whole = (audit_results(read_data(parts, []))[-1] for parts in (train, [make_part(rows)]))
+    train = random_splits(3, ["a", "b"])
+    rows = [row for split in train for row in split.rows]
+    total, whole = (audit_results(read(splits))[-1] for splits in (train, [make_split(rows)]))
     assert total | {"path": ""} == whole | {"path": ""}
 
 
 def test_a_held_out_part_counts_no_dropped_rows_twice():
     rows = [make_row(f"p{i}") for i in range(4)] + [malformed("bad"), make_row("t", dropped="tied")]
-    part = make_part(rows, taken=[True, True, False, False, False, False])
-    held_out = SimpleNamespace(
-        **vars(part) | {"label": "held out", "taken": ~part.taken, "held_out": True}
-    )
-    held_out.taken[4:] = False
-    train, evaluation = audit_results(read_data([part], [held_out]))
+    split = make_split(rows)
+    split.leave_out(np.arange(6) >= 2, Reason.HELD_OUT)
+    train, evaluation = audit_results(read([split]))
+    assert evaluation["path"] == "a.jsonl (held out)"
     assert (train["rows"], train["dropped"]) == (6, {"malformed": 1, "tied": 1})
     assert (evaluation["rows"], evaluation["comparisons"], evaluation["dropped"]) == (2, 2, {})
     assert evaluation["pairs"] == 2
@@ -271,8 +275,7 @@ def test_a_held_out_part_counts_no_dropped_rows_twice():
 
 def test_ties_that_train_are_not_dropped():
     rows = [make_row(), make_row("q", ranks=(0, 0), dropped="tied")]
-    part = make_part(rows, taken=[True, True])
-    results = audit_results(read_data([part], [], ties=True))[0]
+    results = audit_results(read([make_split(rows, ties=True)]))[0]
     assert (results["comparisons"], results["dropped"], results["pairs"]) == (2, {}, 1)
 
 
@@ -282,31 +285,31 @@ def test_ties_that_train_are_not_dropped():
     ids=["empty", "all malformed", "one row", "one dropped"],
 )
 def test_degenerate_sources(rows):
-    data = read_data([make_part(rows)], [make_part(rows, "e.jsonl")])
+    data = read([make_split(rows)], [make_split(rows, "e.jsonl")])
     usable = sum(row["dropped"] == "" for row in rows)
     for results in audit_results(data):
         assert (results["rows"], results["comparisons"]) == (len(rows), usable)
         assert results["longer_better"]["share"] is None  # "a" is as long as "b"
-        assert results["pairs"] == usable
-    assert len(repeats_of(data, LEAK, "evaluation")) == usable
+        assert results["pairs"] == (usable if results["side"] == "training" else 0)  # a leak
+    assert len(repeats_of(data, Reason.LEAK, "evaluation")) == usable
 
 
 def test_no_sources():
-    data = read_data([], [])
+    data = read()
     assert len(data.defects) == 0 and audit_results(data) == []
 
 
 def test_a_comparison_may_contradict_itself():
     row = make_row("p", ("a", "b", "a"), (0, 1, 2))
-    data = read_data([make_part([make_row("q"), row])], [])
+    data = read([make_split([make_row("q"), row])])
     assert repeats_of(data, CONTRADICTION) == [("a.jsonl", 2, "a.jsonl", 2)]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_comparison_keys_are_equal_where_comparisons_are(seed):
-    part = random_parts(seed, ["a"])[0]
-    rows = [row for row in part.rows if row["dropped"] != "malformed"]
-    keys = comparison_keys(make_part(rows).table.data)
+    split = random_splits(seed, ["a"])[0]
+    rows = [row for row in split.rows if row["dropped"] != "malformed"]
+    keys = comparison_keys(make_split(rows).table.data)
     assert keys.dtype == np.uint64
     for i, j in combinations(range(len(rows)), 2):
         assert (keys[i] == keys[j]) == (slow_identity(rows[i]) == slow_identity(rows[j]))
@@ -322,7 +325,7 @@ def test_comparison_keys_know_ranks_and_not_their_numbers_or_order():
         make_row("p", "abc", (0, 1, 2), kept=[0, 1]),
         make_row("p", "aabc", (0, 0, 1, 2)),
     ]
-    keys = comparison_keys(make_part(rows).table.data)
+    keys = comparison_keys(make_split(rows).table.data)
     assert keys[0] == keys[1] == keys[5]
     assert len(set(keys.tolist())) == 5
 

@@ -1,21 +1,16 @@
 import json
 import warnings
-from functools import partial
-from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from tests.data.auditing import make_part, make_row, malformed
+from tests.data.auditing import make_row, make_split, malformed, read
 from utils.audit import audit as audit_module
 from utils.audit.findings import find_findings
-from utils.audit.report import write_report
+from utils.audit.report import write_audit
 from utils.audit.results import audit_results, lengths_of
-from utils.audit.rows import read_data
-from utils.data.sides import Part, Sides
-from utils.data.training_data import remove_repeats
 
 SECONDS = 7200.0
 SETTINGS = {"max_seq_len": 40, "overlength": "truncate_prompt"}
@@ -54,18 +49,18 @@ def planted():
         ("b.jsonl", 10, "contradictory labels"),
         ("e.jsonl", 12, "prompt on both sides"),
     }
-    parts = [make_part(train, "a.jsonl", chunks=3), make_part(more, "b.jsonl")]
-    return read_data(parts, [make_part(evaluation, "e.jsonl")]), expected
+    splits = [make_split(train, "a.jsonl", chunks=3), make_split(more, "b.jsonl")]
+    return read(splits, [make_split(evaluation, "e.jsonl")]), expected
 
 
 def findings_of(data):
     return find_findings(data, audit_results(data))
 
 
-def write_audit(folder, data, seconds=None):
+def write(folder, data, seconds=None):
     results = audit_results(data)
     findings = find_findings(data, results)
-    write_report(folder, data, results, findings, settings=SETTINGS, seconds=seconds)
+    write_audit(folder, data, results, findings, settings=SETTINGS, seconds=seconds)
 
 
 def kinds(findings):
@@ -78,7 +73,7 @@ def read_rows(folder):
 
 def test_every_planted_defect_is_found_and_none_is_invented(tmp_path):
     audit, expected = planted()
-    write_audit(tmp_path, audit)
+    write(tmp_path, audit)
     rows = read_rows(tmp_path)
     found = [(row["path"], row["row"], row["defect"]) for row in rows]
     assert len(found) == len(set(found)) and set(found) == expected
@@ -97,15 +92,15 @@ def test_findings_of_the_planted_defects():
         ("malformed", True),
         ("contradictory labels", True),
         ("exact duplicates", True),
-        ("prompts on both sides", True),
         ("identical after truncation", True),
+        ("prompts on both sides", False),
     ]
     assert [finding.count for finding in findings] == [1, 2, 2, 1, 1]
     assert findings[2].rows == [("a.jsonl", 31), ("b.jsonl", 6)]
     named = ["row 3 of a.jsonl", "rows 8, 10 of b.jsonl", "row 31 of a.jsonl; row 6 of b.jsonl"]
-    named += ["row 12 of e.jsonl", "a.jsonl: 1 of 60, 1.7 %, row 9"]
-    flags = ["--max_bad_rows", "--deduplicate", "--deduplicate", "--eval_data_path"]
-    for finding, rows, flag in zip(findings, named, [*flags, "--max_seq_len"], strict=True):
+    named += ["a.jsonl: 1 of 60, 1.7 %, row 9", "row 12 of e.jsonl"]
+    flags = ["--max_bad_rows", "--deduplicate", "--deduplicate", "--max_seq_len", "left out"]
+    for finding, rows, flag in zip(findings, named, flags, strict=True):
         assert rows in finding.sentence and flag in finding.sentence
 
 
@@ -123,18 +118,14 @@ def test_what_is_removed_is_shown_but_not_serious(tmp_path, mode, serious):
     train[40] = train[10] | {"ranks": train[10]["ranks"][::-1]}  # a contradiction
     train[50:52] = [make_row("t", ranks=(0, 0), dropped="tied")] * 2  # equal, but none trains
     evaluation[11] = dict(train[3])  # a leak
-    parts = make_part(train), make_part(evaluation, "e.jsonl")
-    for part in parts:
-        part.remove = partial(Part.remove, part)
-    remove_repeats(SimpleNamespace(deduplicate=mode), Sides([parts[0]], [parts[1]]))
-    audit = read_data([parts[0]], [parts[1]])
+    audit = read([make_split(train)], [make_split(evaluation, "e.jsonl")], mode)
     findings = findings_of(audit)
     assert [one.kind for one in findings if one.serious] == serious
     shown = {one.kind: one for one in findings if not one.serious}
     assert shown["prompts on both sides"].rows == [("e.jsonl", 12)]
     assert ("a.jsonl", 52) in shown["exact duplicates"].rows
     assert "left out" in shown["exact duplicates"].sentence
-    write_audit(tmp_path, audit)
+    write(tmp_path, audit)
     details = {(row["row"], row["defect"]): row["detail"] for row in read_rows(tmp_path)}
     end = "" if mode == "off" else "; left out"
     assert details[31, "exact duplicate"] == f"repeats row 21 of a.jsonl{end}"
@@ -143,16 +134,15 @@ def test_what_is_removed_is_shown_but_not_serious(tmp_path, mode, serious):
     assert details[41, "contradictory labels"].endswith("left out") == (mode == "prompt")
     # Tokens to train are those of what is left.
     assert (
-        audit.rows["taken"][audit.rows["training"]].sum()
+        audit.rows["used"][audit.rows["training"]].sum()
         == {"off": 58, "exact": 57, "prompt": 56}[mode]
     )
 
 
 def test_clean_rows_have_no_findings(tmp_path):
-    parts = [make_part(clean_rows(400))], [make_part(clean_rows(300, "e"))]
-    audit = read_data(*parts)
+    audit = read([make_split(clean_rows(400))], [make_split(clean_rows(300, "e"))])
     assert findings_of(audit) == []
-    write_audit(tmp_path, audit)
+    write(tmp_path, audit)
     assert read_rows(tmp_path) == []
     assert "Nothing crossed a threshold." in (tmp_path / "audit.md").read_text()
 
@@ -161,7 +151,7 @@ def with_rows(number, **changes):
     """An audit of 100 rows, so many of them changed, and enough to evaluate."""
     rows = clean_rows(100)
     rows[:number] = [row | changes for row in rows[:number]]
-    return read_data([make_part(rows)], [make_part(clean_rows(300, "e"))])
+    return read([make_split(rows)], [make_split(clean_rows(300, "e"))])
 
 
 @pytest.mark.parametrize(
@@ -190,13 +180,13 @@ def test_the_longer_answer_is_better_too_often(better, pairs, number, found):
     long, short = (0, 1) if better == "longer" else (1, 0)
     rows = [make_row(f"{i}", ("long one", "x"), (long, short)) for i in range(number)]
     rows += [make_row(f"-{i}", ("long one", "x"), (short, long)) for i in range(pairs - number)]
-    audit = read_data([make_part(rows)], [make_part(clean_rows(300, "e"))])
+    audit = read([make_split(rows)], [make_split(clean_rows(300, "e"))])
     assert kinds(findings_of(audit)) == [(f"{better} answers are better", False)] * found
 
 
 @pytest.mark.parametrize(("pairs", "found"), [(199, 1), (200, 0)])
 def test_few_pairs_to_evaluate(pairs, found):
-    audit = read_data([make_part(clean_rows(50))], [make_part(clean_rows(pairs, "e"))])
+    audit = read([make_split(clean_rows(50))], [make_split(clean_rows(pairs, "e"))])
     assert kinds(findings_of(audit)) == [("few pairs to evaluate", False)] * found
 
 
@@ -204,7 +194,7 @@ def test_repeats_on_the_evaluation_side():
     rows = clean_rows(300, "e")
     rows[5] = dict(rows[4])
     rows[9] = rows[8] | {"ranks": rows[8]["ranks"][::-1]}
-    audit = read_data([make_part(clean_rows(50))], [make_part(rows, "e.jsonl")])
+    audit = read([make_split(clean_rows(50))], [make_split(rows, "e.jsonl")])
     findings = findings_of(audit)
     assert kinds(findings) == [("contradictory labels", True), ("exact duplicates", False)]
     assert [one.rows for one in findings] == [
@@ -215,8 +205,8 @@ def test_repeats_on_the_evaluation_side():
 
 def test_many_defects_are_all_written_and_five_are_named(tmp_path):
     rows = [make_row("p", ("a", "b"))] * 3000
-    audit = read_data([make_part(rows)], [make_part(clean_rows(300, "e"))])
-    write_audit(tmp_path, audit)
+    audit = read([make_split(rows)], [make_split(clean_rows(300, "e"))])
+    write(tmp_path, audit)
     assert [row["row"] for row in read_rows(tmp_path)] == list(range(2, 3001))
     (finding,) = findings_of(audit)
     assert finding.count == 2999 and "rows 2, 3, 4, 5, 6 of a.jsonl, ..." in finding.sentence
@@ -224,7 +214,7 @@ def test_many_defects_are_all_written_and_five_are_named(tmp_path):
 
 def test_files_of_the_audit(tmp_path):
     audit, _ = planted()
-    write_audit(tmp_path / "audit", audit, SECONDS)
+    write(tmp_path / "audit", audit, SECONDS)
     names = {"audit.md", "audit.json", "rows.jsonl", "lengths.png", "length_gap.png"}
     assert {path.name for path in (tmp_path / "audit").iterdir()} == names
     report = json.loads((tmp_path / "audit" / "audit.json").read_text())
@@ -244,9 +234,10 @@ def test_files_of_the_audit(tmp_path):
 @pytest.mark.parametrize("names", [["a.jsonl"], ["x" * 90, "a.jsonl", "a.jsonl"]])
 def test_summary_fits_80_columns(capsys, monkeypatch, names):
     monkeypatch.setenv("COLUMNS", "80")
-    parts = [make_part(clean_rows(30, name), name) for name in names]
-    evaluation = [make_part(clean_rows(9, "e"))]
-    serious = audit_module.audit(parts, evaluation, SETTINGS, estimate=lambda *amount: SECONDS)
+    splits = [make_split(clean_rows(30, name), name) for name in names]
+    splits.append(make_split(clean_rows(9, "e")))
+    splits[-1].trains = False
+    serious = audit_module.audit(splits, SETTINGS, estimate=lambda *amount: SECONDS)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert serious == ("!!" in printed) == (len(names) > 1)  # two of the files are the same
@@ -255,8 +246,8 @@ def test_summary_fits_80_columns(capsys, monkeypatch, names):
 
 
 def test_paths_of_results_are_different_ones():
-    parts = [make_part(clean_rows(5, name)) for name in "ab"]
-    results = audit_results(read_data(parts, [make_part(clean_rows(5, "e"))]))
+    splits = [make_split(clean_rows(5, name)) for name in "ab"]
+    results = audit_results(read(splits, [make_split(clean_rows(5, "e"))]))
     paths = ["a.jsonl", "a.jsonl (training, 2)", "all (training)", "a.jsonl (evaluation, 1)"]
     assert [result["path"] for result in results] == paths
 
@@ -287,10 +278,10 @@ def test_pictures(tmp_path, monkeypatch, case):
     monkeypatch.setattr(
         Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k))
     )
-    audit = read_data([make_part(CASES[case])], [])
+    audit = read([make_split(CASES[case])])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        write_audit(tmp_path, audit)
+        write(tmp_path, audit)
     pictures = sorted(tmp_path.glob("*.png"), reverse=True)
     has_gaps = bool(audit_results(audit)[0]["longer_better"]["gaps"])
     assert [path.name for path in pictures] == ["lengths.png", "length_gap.png"][: 1 + has_gaps]
@@ -316,9 +307,9 @@ def test_pictures(tmp_path, monkeypatch, case):
 
 
 def test_nothing_to_draw(tmp_path):
-    audit = read_data([make_part([malformed("bad")] * 2)], [])
+    audit = read([make_split([malformed("bad")] * 2)])
     (tmp_path / "lengths.png").write_text("of an audit before")
-    write_audit(tmp_path, audit)
+    write(tmp_path, audit)
     assert {path.name for path in tmp_path.iterdir()} == {"audit.md", "audit.json", "rows.jsonl"}
 
 
@@ -327,12 +318,12 @@ def test_what_the_chat_template_does_not_write_is_found(tmp_path):
     lost = "not rendered by the chat template"
     rows[3] = make_row("l", kept=[], dropped=lost, problem="answer 1: tool_calls (assistant)")
     rows[5]["unrendered"] = "tools"
-    audit = read_data([make_part(rows)], [make_part(clean_rows(300, "e"))])
+    audit = read([make_split(rows)], [make_split(clean_rows(300, "e"))])
     found = {finding.kind: finding for finding in findings_of(audit)}
     assert found[lost].serious and found[lost].rows == [("a.jsonl", 4)]
     (passed,) = (finding for kind, finding in found.items() if kind.startswith("part of"))
     assert not passed.serious and passed.count == 1 and passed.rows == [("a.jsonl", 6)]
-    write_audit(tmp_path, audit)
+    write(tmp_path, audit)
     defects = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
     assert [(d["row"], d["detail"]) for d in defects] == [
         (4, "answer 1: tool_calls (assistant)"),

@@ -1,12 +1,13 @@
 """Tokenised rows made by hand, for the tests of the audit."""
 
-from types import SimpleNamespace
-
-import numpy as np
+import datasets
 import pyarrow as pa
+from datasets.table import InMemoryTable
 
+from utils.audit.rows import AuditedData, read_data
 from utils.data import token_rows
 from utils.data.tokenization import text_key
+from utils.data.training_data import Split, remove_duplicates, remove_leaks
 
 # What an audit reads.
 NAMES = ("index", "answers", "ranks", "dropped", "problem", "unrendered", "cut", "prompt_tokens")
@@ -44,8 +45,18 @@ def malformed(problem: str) -> dict:
     return row | {"prompt_key": 0}
 
 
-def make_part(rows: list[dict], label="a.jsonl", taken=None, chunks=1, first=0):
-    """Rows as a part of a side; rows that can train are taken."""
+def read(train=(), evaluation=(), deduplicate="off") -> AuditedData:
+    """What an audit reads of splits that train and others that evaluate."""
+    if train:
+        remove_duplicates(train, deduplicate)
+        remove_leaks(train, evaluation)
+    for split in evaluation:
+        split.trains = False
+    return read_data([*train, *evaluation])
+
+
+def make_split(rows: list[dict], label="a.jsonl", ties=False, chunks=1, first=0) -> Split:
+    """Rows as a split that trains; its attribute `rows` are the rows."""
     lines = [{**row, "index": first + number} for number, row in enumerate(rows)]
     size = max(-(-len(lines) // chunks), 1)
     table = pa.concat_tables(
@@ -57,10 +68,6 @@ def make_part(rows: list[dict], label="a.jsonl", taken=None, chunks=1, first=0):
             ),
         ]
     )
-    if taken is None:
-        taken = [row["dropped"] == "" for row in rows]
-    taken = np.array(taken, dtype=bool)
-    keys = table["prompt_key"].to_numpy()
-    data = SimpleNamespace(data=table)
-    part = {"table": data, "label": label, "taken": taken, "keys": lambda: keys, "rows": rows}
-    return SimpleNamespace(**part, held_out=False, removed=np.zeros_like(taken))
+    split = Split(label, datasets.Dataset(InMemoryTable(table)), trains=True, ties=ties)
+    split.rows = rows
+    return split

@@ -1,6 +1,6 @@
 """Loading data in tests."""
 
-from utils.data.sides import load_source
+from utils.data.cache import load_source
 from utils.data.sources.names import parse_sources
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 
@@ -16,8 +16,4 @@ def load(path, encoder, tmp_path, layout=None, columns=None, **options) -> dict[
     """Rows of "train", and of "test" if there is such a split; the cache is in `tmp_path`."""
     (source,) = parse_sources([str(path)], "--data_path", layout, columns)
     tables = load_source(source, encoder, str(tmp_path / "cache"), **options)
-    return {
-        name: table.to_list()
-        for name, table in zip(("train", "test"), tables, strict=True)
-        if table is not None
-    }
+    return {name: table.to_list() for name, table in zip(("train", "test"), tables, strict=False)}

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT, make_pairs, write_jsonl
 from tests.data.loading import load, make_encoder
 from utils.data import cache
-from utils.data.cache import Encoder
+from utils.data.cache import SplitTokenizer
 from utils.settings import InputError
 
 AWKWARD = [
@@ -118,7 +118,7 @@ def test_cache_is_used_until_something_changes(tmp_path, opt_tokenizer, monkeypa
     elif change == "bos token of the template":
         opt_tokenizer.bos_token = "<s>"
     encoder = make_encoder(opt_tokenizer, **{**settings, **CHANGES[change]})
-    monkeypatch.setattr(Encoder, "table", lambda *_: 1 / 0)
+    monkeypatch.setattr(SplitTokenizer, "table", lambda *_: 1 / 0)
     if change in ("nothing", "time of the file"):
         assert load(path, encoder, tmp_path) == first
     else:
@@ -133,13 +133,13 @@ from tests.data.loading import load, make_encoder
 from utils.data import cache
 from pathlib import Path
 cache.CHUNK_ROWS = 5
-table, left = cache.Encoder.table, [3]
+table, left = cache.SplitTokenizer.table, [3]
 def die(*words):
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
     return table(*words)
-cache.Encoder.table = die
+cache.SplitTokenizer.table = die
 load(sys.argv[1], make_encoder(train_opt_tokenizer()), Path(sys.argv[2]))
 """
 
@@ -160,7 +160,7 @@ def test_a_killed_start_leaves_nothing_that_is_taken_for_whole(tmp_path, encoder
 
 def test_a_killed_worker_is_an_error_that_names_the_flag(tmp_path, encoder, monkeypatch):
     path = write_jsonl(tmp_path / "rows.jsonl", make_pairs(29))
-    monkeypatch.setattr(Encoder, "table", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(SplitTokenizer, "table", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(InputError, match="fewer --num_workers"):
         load(path, encoder, tmp_path, num_workers=2)
     monkeypatch.undo()

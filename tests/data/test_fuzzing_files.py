@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import make_pairs
 from tests.data.loading import make_encoder
-from utils.data.sides import load_sides
-from utils.data.training_data import choose, remove_repeats
+from utils.data.batching import NO_INPUTS
+from utils.data.training_data import choose_rows, join_rows
 from utils.settings import InputError
 from utils.training.settings import parse_training_arguments
 
@@ -100,9 +100,8 @@ def test_random_files(tmp_path, opt_tokenizer, capsys):
         try:
             with contextlib.suppress(SystemExit):
                 args = parse_training_arguments(words)
-                sides = load_sides(args, encoder)
-                remove_repeats(args, sides)
-                data = choose(args, sides)
+                splits = choose_rows(args, encoder, NO_INPUTS, args.seed)
+                data = join_rows(args, splits, NO_INPUTS)
                 for row in (*data.train, *data.evaluation):
                     assert len(row["input_ids"]) == len(row["answers"]) >= 2
                     assert all(ids[-1] == opt_tokenizer.eos_token_id for ids in row["input_ids"])

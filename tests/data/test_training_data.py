@@ -6,10 +6,12 @@ import pytest
 
 from tests.conftest import make_pairs, write_jsonl
 from tests.data.loading import load, make_encoder
-from utils.data.sides import load_sides, load_source, split_by_prompt
+from utils.data.cache import load_source
 from utils.data.sources.names import parse_sources
-from utils.data.training_data import choose, count_rows, remove_repeats
+from utils.data.token_rows import UNUSABLE, Reason
+from utils.data.training_data import Split, choose_rows, count_rows, join_rows, split_by_prompt
 from utils.settings import InputError
+from utils.training.loss import loss_inputs
 from utils.training.settings import parse_training_arguments
 
 
@@ -18,12 +20,19 @@ def encoder(opt_tokenizer):
     return make_encoder(opt_tokenizer)
 
 
-def load_training(tmp_path, encoder, *words):
+def parse(tmp_path, *words):
     words = ["--model_name_or_path", "m", "--data_output_path", tmp_path / "cache", *words]
-    args = parse_training_arguments([str(word) for word in words])
-    sides = load_sides(args, encoder)
-    remove_repeats(args, sides)
-    data = choose(args, sides)
+    return parse_training_arguments([str(word) for word in words])
+
+
+def join(args, encoder):
+    """What main.py makes of its data."""
+    inputs = loss_inputs(args)
+    return join_rows(args, choose_rows(args, encoder, inputs, args.seed), inputs)
+
+
+def load_training(tmp_path, encoder, *words):
+    data = join(parse(tmp_path, *words), encoder)
     return data.train, data.evaluation, data.counts
 
 
@@ -58,8 +67,8 @@ def test_every_reason_is_counted_and_the_first_malformed_row_named(tmp_path, enc
     ]
     rows[4]["scores"] = [3, 2, 1]
     (source,) = parse_sources([str(write_jsonl(tmp_path / "rows.jsonl", rows))], "--data_path")
-    table, _ = load_source(source, encoder, str(tmp_path / "cache"))
-    assert count_rows(table) == {
+    (table,) = load_source(source, encoder, str(tmp_path / "cache"))
+    assert count_rows(Split("rows", table, trains=True)) == {
         "comparisons": len(rows),
         "kept": 4,
         "dropped": {
@@ -169,7 +178,7 @@ def test_counts_add_up(tmp_path, encoder):
 
 
 GOOD = [json.dumps(row) for row in make_pairs(4)]
-UNUSABLE = {
+UNUSABLE_FILES = {
     "missing file": ("none.jsonl", None),
     "missing folder": ("none/at/all", None),
     "empty": ("rows.jsonl", b""),
@@ -188,7 +197,7 @@ UNUSABLE = {
 }
 
 
-@pytest.mark.parametrize(("name", "content"), UNUSABLE.values(), ids=UNUSABLE)
+@pytest.mark.parametrize(("name", "content"), UNUSABLE_FILES.values(), ids=UNUSABLE_FILES)
 def test_unusable_file_is_an_input_error_that_names_it(tmp_path, encoder, name, content):
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -370,12 +379,8 @@ def test_caps_take_a_fixed_sample(tmp_path, encoder):
 def test_weights_become_a_mixture_of_what_is_taken(tmp_path, encoder, capsys):
     one = write_jsonl(tmp_path / "one.jsonl", same_prompts(30, of=30))
     two = write_jsonl(tmp_path / "two.jsonl", make_pairs(100))
-    words = ["--model_name_or_path", "m", "--data_output_path", tmp_path / "cache"]
-    words += ["--data_path", f"{one}:0.25", f"{two}:0.75", "--eval_fraction", 0.1]
-    args = parse_training_arguments([str(word) for word in words])
-    sides = load_sides(args, encoder)
-    remove_repeats(args, sides)
-    data = choose(args, sides)
+    words = ["--data_path", f"{one}:0.25", f"{two}:0.75", "--eval_fraction", 0.1]
+    data = join(parse(tmp_path, *words), encoder)
     sources = np.array(data.train["source"])
     for part, name in zip(data.mixture.parts, ("one", "two"), strict=True):
         assert set(sources[part]) == {name} and len(part) == (sources == name).sum()
@@ -383,3 +388,48 @@ def test_weights_become_a_mixture_of_what_is_taken(tmp_path, encoder, capsys):
     assert data.mixture.epoch_size == int(limit)
     drawn = f"an epoch draws {data.mixture.counts[0]} of {(sources == 'one').sum()} comparisons"
     assert drawn in capsys.readouterr().out
+
+
+def test_every_row_has_one_reason_or_none(tmp_path, encoder):
+    def row(prompt, answer="b", ranks=(0, 1)):
+        return {"prompt": prompt, "responses": ["a", answer], "ranks": ranks}
+
+    rows = [row(f"Q{i % 20}", f"b{i}") for i in range(60)] + [row("Q", "")]
+    rows += [row(f"Q{i}", ranks=(0, 0)) for i in range(20)] + rows[:30]
+    one = write_jsonl(tmp_path / "one.jsonl", rows)
+    (tmp_path / "two").mkdir()
+    write_jsonl(tmp_path / "two" / "train.jsonl", [row(f"Q{i}", "c") for i in range(20)])
+    write_jsonl(tmp_path / "two" / "test.jsonl", [row(f"Q{i}") for i in range(18, 24)])
+
+    words = ("--data_path", f"{one}:70", tmp_path / "two", "--deduplicate", "exact")
+    words += ("--data_split", "1,4", "--eval_fraction", "0.3", "--tie_threshold", "0.5")
+    args = parse(tmp_path, *words)
+    inputs = loss_inputs(args)
+    splits = choose_rows(args, encoder, inputs, args.seed)
+    first, second, test = splits
+    assert [split.trains for split in splits] == [True, True, False]
+
+    prompts = {reason: {} for reason in ("", *Reason)}
+    for split in splits:
+        for row, reason in zip(split.table, split.reason, strict=True):
+            prompts[reason].setdefault(split, set()).add(row["prompt_key"])
+            of_the_row = "" if row["dropped"] == Reason.TIED and split.trains else row["dropped"]
+            assert (reason in UNUSABLE) == (of_the_row != "")
+            assert of_the_row in ("", reason)
+    found = {reason for reason, splits in prompts.items() if splits}
+    chosen = set(Reason) - {*UNUSABLE, Reason.REPEATED_PROMPT}
+    assert found == {"", Reason.EMPTY, *chosen}
+
+    trained = prompts[""][first] | prompts[""][second]
+    held_out = prompts[Reason.HELD_OUT][first]
+    assert not trained & (held_out | prompts[""][test])
+    assert set().union(*prompts[Reason.PROMPT_HELD_OUT].values()) <= held_out
+    assert list(prompts[Reason.LEAK]) == [test] and prompts[Reason.LEAK][test] <= trained
+    assert not prompts[Reason.OTHER_STEP][first] & (held_out | prompts[""][first])
+    is_held_out = first.reason == Reason.HELD_OUT
+    taken = first.reason.isin(["", Reason.HELD_OUT, Reason.PROMPT_HELD_OUT, Reason.DUPLICATE])
+    assert taken.sum() == 70 < len(rows)
+
+    data = join_rows(args, splits, inputs)
+    assert len(data.train) == first.used.sum() + second.used.sum()
+    assert len(data.evaluation) == test.used.sum() + is_held_out.sum()

@@ -1,4 +1,4 @@
-"""The audit of the data that a run was given: it only reads what was chosen to train."""
+"""The audit of the data that a run was given: it only reads what was decided about them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,28 +7,25 @@ from rich.console import Console
 from rich.text import Text
 
 from utils.audit.findings import find_findings
-from utils.audit.report import SUMMARY, work_sentences, write_report
+from utils.audit.report import SUMMARY, work_sentences, write_audit
 from utils.audit.results import audit_results, total_of
 from utils.audit.rows import TRAINING, read_data
-from utils.data.sides import Part
+from utils.data.training_data import Split
 from utils.output.tables import print_table
 
 
 def audit(
-    train: Sequence[Part],
-    evaluation: Sequence[Part],
+    splits: Sequence[Split],
     settings: dict,
     *,
-    ties: bool = False,
     folder: Path | None = None,
     estimate: Callable[[int, int, float], float] | None = None,
 ) -> bool:
     """Print what the data are like: a line a source, the tokens, the time, and the findings.
 
     Args:
-        train, evaluation: parts of each side, of which repeats may be removed already.
+        splits: of training_data.choose_rows.
         settings: what the audit holds for, ready for JSON; with max_seq_len.
-        ties: whether comparisons whose answers are all tied train.
         folder: where audit.md, audit.json, rows.jsonl and pictures are written; None: nowhere.
         estimate: seconds of all epochs, from the tokens and comparisons of one and the mean length
             of a sequence; None: the time is not said.
@@ -36,13 +33,13 @@ def audit(
     Returns:
         Whether something serious was found.
     """
-    data = read_data(train, evaluation, ties)
+    data = read_data(splits)
     results = audit_results(data)
     findings = find_findings(data, results)
 
     seconds = None
     total = total_of(results, TRAINING)
-    comparisons = int((data.rows["taken"] & data.rows["training"]).sum())
+    comparisons = int((data.rows["used"] & data.rows["training"]).sum())
     if estimate and total and comparisons:
         length = total["lengths"]["sequence"]["mean"]
         seconds = estimate(total["tokens"]["packed"], comparisons, length)
@@ -52,5 +49,5 @@ def audit(
     for line in [*work_sentences(results, seconds), *marks]:
         Console().print(Text(line))
     if folder:
-        write_report(folder, data, results, findings, settings=settings, seconds=seconds)
+        write_audit(folder, data, results, findings, settings=settings, seconds=seconds)
     return any(finding.serious for finding in findings)

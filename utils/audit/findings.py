@@ -6,21 +6,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from utils.audit.results import total_of, total_path
-from utils.audit.rows import (
-    CONTRADICTION,
-    CUT,
-    DUPLICATE,
-    EVALUATION,
-    LEAK,
-    TRAINING,
-    UNRENDERED,
-    AuditedData,
-)
+from utils.audit.rows import CONTRADICTION, CUT, EVALUATION, TRAINING, UNRENDERED, AuditedData
 from utils.data.token_rows import Reason
 from utils.data.tokenization import WRITE_IT
 from utils.output.tables import percent_text
 
-SHOWN = 5  # rows, or sources, that a finding names
+MOST_NAMED = 5  # rows, or sources, that a finding names
 FEW_PAIRS = 200
 
 
@@ -33,7 +24,7 @@ class Finding:
         serious: whether --strict ends the run for it.
         sentence: what was found, where, the threshold, the first rows, and what mends it.
         count: rows, or pairs, that it is true of.
-        rows: source and row, counted from 1, of the first SHOWN.
+        rows: source and row, counted from 1, of the first MOST_NAMED.
     """
 
     kind: str
@@ -67,6 +58,7 @@ class Rule:
 
 CONTRADICT = "that rank two answers the other way round than another one"
 LONGER = "raise --max_seq_len"
+LEFT_OUT = "they were removed or cannot be used, and count no more"
 RULES = (
     Rule(
         *("malformed", True, (Reason.MALFORMED,), "Malformed rows"),
@@ -93,21 +85,21 @@ RULES = (
         (EVALUATION,),
     ),
     Rule(
-        *("exact duplicates", True, (DUPLICATE,)),
+        *("exact duplicates", True, (Reason.DUPLICATE,)),
         "Training comparisons that repeat an earlier one",
         "--deduplicate exact leaves them out",
         (TRAINING,),
     ),
     Rule(
-        *("exact duplicates", False, (DUPLICATE,)),
+        *("exact duplicates", False, (Reason.DUPLICATE,)),
         "Evaluation comparisons that repeat an earlier one, which so counts twice",
         "remove them from the evaluation data (--eval_data_path)",
         (EVALUATION,),
     ),
     Rule(
-        *("prompts on both sides", True, (LEAK,)),
+        *("prompts on both sides", False, (Reason.LEAK,)),
         "Evaluation comparisons with one of {prompts:,} trained prompts",
-        "--eval_data_path with other prompts has none",
+        LEFT_OUT,
     ),
     Rule(
         *("identical after truncation", True, (Reason.CUT_IDENTICAL,)),
@@ -137,7 +129,7 @@ RULES = (
 
 def find_findings(data: AuditedData, results: list[dict]) -> list[Finding]:
     """What crosses a threshold, the serious findings first; `results` are those of the data."""
-    found = [*_of_rules(data), *_longer_better(data, results)]
+    found = [*_of_rules(data), *_find_longer_better(data, results)]
     pairs = evaluation_pairs(results)
     if pairs < FEW_PAIRS:
         sentence = (
@@ -157,50 +149,50 @@ def evaluation_pairs(results: list[dict]) -> int:
 
 def leaked_prompts(data: AuditedData) -> int:
     """Different prompts that train and are in the evaluation data."""
-    leaks = data.defects["comparison"][data.defects["defect"] == LEAK]
+    leaks = data.defects["comparison"][data.defects["defect"] == Reason.LEAK]
     return int(data.rows["prompt_key"][leaks].nunique())
 
 
 def _of_rules(data: AuditedData) -> Iterator[Finding]:
-    places = data.rows.loc[data.defects["comparison"], ["part", "row"]].reset_index(drop=True)
+    places = data.rows.loc[data.defects["comparison"], ["split", "row"]].reset_index(drop=True)
     defects = data.defects[["defect", "left_out"]].join(places)
-    defects["side"] = [data.parts[part][0] for part in defects["part"]]
-    sizes = data.rows["part"].value_counts()
+    defects["side"] = [data.splits[split][0] for split in defects["split"]]
+    sizes = data.rows["split"].value_counts()
     prompts = leaked_prompts(data)
 
     for rule in RULES:
         own = defects[defects["defect"].isin(rule.defects) & defects["side"].isin(rule.sides)]
         if rule.limit:
-            counts = own["part"].value_counts()
+            counts = own["split"].value_counts()
             above = counts.index[counts > rule.limit * sizes[counts.index]]
-            own = own[own["part"].isin(above)]
+            own = own[own["split"].isin(above)]
 
         for left_out, rows in own.groupby("left_out"):
             what, remedy = rule.what.format(prompts=prompts), rule.remedy
             if left_out:
                 what = f"{what}, left out"
-                remedy = "they were removed or cannot be used, and count no more"
-            groups = [(int(str(part)), group["row"]) for part, group in rows.groupby("part")]
+                remedy = LEFT_OUT
+            groups = [(int(str(split)), group["row"]) for split, group in rows.groupby("split")]
             if rule.limit:
                 where = _join_sources(
-                    f"{data.parts[part][1]}: {len(some):,} of {sizes[part]:,}, "
-                    f"{percent_text(len(some) / sizes[part])}, {_numbers(some)}"
-                    for part, some in groups
+                    f"{data.splits[split][1]}: {len(some):,} of {sizes[split]:,}, "
+                    f"{percent_text(len(some) / sizes[split])}, {_name_numbers(some)}"
+                    for split, some in groups
                 )
                 sentence = f"More than {100 * rule.limit:.0f} % of the rows {what} ({where})"
             else:
                 sentence = f"{what}: {len(rows):,}, should be 0 ({_name_rows(data, rows)})"
 
-            first = rows[:SHOWN][["part", "row"]].itertuples(index=False)
-            named = [(data.parts[part][1], int(row)) for part, row in first]
+            first = rows[:MOST_NAMED][["split", "row"]].itertuples(index=False)
+            named = [(data.splits[split][1], int(row)) for split, row in first]
             serious = rule.serious and not left_out
             yield Finding(rule.kind, serious, f"{sentence}: {remedy}", len(rows), named)
 
 
-def _longer_better(data: AuditedData, results: list[dict]) -> Iterator[Finding]:
+def _find_longer_better(data: AuditedData, results: list[dict]) -> Iterator[Finding]:
     """A share that chance explains, whose interval includes 0.5, is no finding."""
     sources = [one for one in results if one["path"] != total_path(one["side"])]
-    paths = [path for _, path in data.parts]
+    paths = [path for _, path in data.splits]
     shares = [
         (path, result["longer_better"])
         for path, result in zip(paths, sources, strict=True)
@@ -226,20 +218,20 @@ def _longer_better(data: AuditedData, results: list[dict]) -> Iterator[Finding]:
 def _name_rows(data: AuditedData, rows: pd.DataFrame) -> str:
     """Such as: rows 3, 17 of a.jsonl; row 2 of b.jsonl, ..."""
     named = "; ".join(
-        f"{_numbers(group['row'])} of {data.parts[int(str(part))][1]}"
-        for part, group in rows[:SHOWN].groupby("part")
+        f"{_name_numbers(group['row'])} of {data.splits[int(str(split))][1]}"
+        for split, group in rows[:MOST_NAMED].groupby("split")
     )
-    return named + (", ..." if len(rows) > SHOWN else "")
+    return named + (", ..." if len(rows) > MOST_NAMED else "")
 
 
-def _numbers(rows: pd.Series) -> str:
+def _name_numbers(rows: pd.Series) -> str:
     """Such as: rows 3, 17, ..."""
-    text = ", ".join(map(str, rows[:SHOWN]))
-    return f"row{'s' if len(rows) > 1 else ''} {text}" + (", ..." if len(rows) > SHOWN else "")
+    text = ", ".join(map(str, rows[:MOST_NAMED]))
+    return f"row{'s' if len(rows) > 1 else ''} {text}" + (", ..." if len(rows) > MOST_NAMED else "")
 
 
 def _join_sources(sources: Iterable[str]) -> str:
     """The first of them, and how many more there are."""
     texts = list(sources)
-    more = len(texts) - SHOWN
-    return "; ".join(texts[:SHOWN]) + (f"; {more} more" if more > 0 else "")
+    more = len(texts) - MOST_NAMED
+    return "; ".join(texts[:MOST_NAMED]) + (f"; {more} more" if more > 0 else "")

@@ -50,7 +50,7 @@ def _draw_lengths(figure: "Figure", data: tuple[dict[str, np.ndarray], int]) -> 
     both = np.concatenate([lengths["better"], lengths["worse"]])
     if len(both):
         edges = _edges(both)
-        better, worse = (_count(lengths[name], edges) for name in ("better", "worse"))
+        better, worse = (_count_between(lengths[name], edges) for name in ("better", "worse"))
         draw_histogram(answers, better, edges, "better answers")
         answers.stairs(worse, edges, label="worse answers", **DASHED)
         _say_beyond(answers, both, edges)
@@ -70,11 +70,11 @@ def _draw_lengths(figure: "Figure", data: tuple[dict[str, np.ndarray], int]) -> 
 
 def _draw_lengths_of(axes: "Axes", values: np.ndarray, least: int = 0) -> None:
     edges = _edges(values, least)
-    draw_histogram(axes, _count(values, edges), edges)
+    draw_histogram(axes, _count_between(values, edges), edges)
     _say_beyond(axes, values, edges)
 
 
-def _count(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def _count_between(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Values from each edge up to the next one, without it: int64 [edges - 1]."""
     return np.histogram(values, [*edges, np.inf])[0][:-1]
 

@@ -60,7 +60,7 @@ SUMMARY = TableTemplate(
         "longer\nbetter": lambda r: percent_text(r["longer_better"]["share"]),
     },
 )
-LENGTHS = [
+LENGTH_TABLES = [
     ("Prompts", "prompt", "a comparison"),
     ("Better answers", "better", "a ranked pair"),
     ("Worse answers", "worse", "a ranked pair"),
@@ -88,7 +88,7 @@ TABLES = [
         TableTemplate(
             title, f"Tokens before any cutting; one count {unit}.", _spread_columns("lengths", name)
         )
-        for title, name, unit in LENGTHS
+        for title, name, unit in LENGTH_TABLES
     ),
     TableTemplate(
         "Length of the better answer",
@@ -112,7 +112,7 @@ TABLES = [
 ]
 
 
-def write_report(
+def write_audit(
     folder: Path,
     data: AuditedData,
     results: list[dict],
@@ -159,13 +159,13 @@ def write_report(
     write_whole(folder / "audit.md", text)
 
     defects = data.defects[data.defects["defect"] != CUT]
-    places = data.rows.loc[defects["comparison"], ["part", "row"]]
+    places = data.rows.loc[defects["comparison"], ["split", "row"]]
     with whole_file(folder / "rows.jsonl") as partial, partial.open("w", encoding="utf-8") as file:
         lines = zip(
-            places["part"], places["row"], defects["defect"], defects["detail"], strict=True
+            places["split"], places["row"], defects["defect"], defects["detail"], strict=True
         )
-        for part, row, defect, detail in lines:  # there may be millions
-            line = {"path": data.parts[part][1], "row": row, "defect": defect, "detail": detail}
+        for split, row, defect, detail in lines:  # there may be millions
+            line = {"path": data.splits[split][1], "row": row, "defect": defect, "detail": detail}
             file.write(json.dumps(line) + "\n")
 
 

@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import scipy  # loads its parts when they are first used
 
-from utils.audit.rows import CONTRADICTION, DUPLICATE, EVALUATION, LEAK, TRAINING, AuditedData
+from utils.audit.rows import CONTRADICTION, EVALUATION, TRAINING, AuditedData
+from utils.data.token_rows import UNUSABLE, Reason
 from utils.output.tables import TOTAL
 
 # Edges of the bins of the difference of two lengths, in tokens.
-LENGTH_GAPS = (0, 5, 10, 20, 50, 100, 200, np.inf)
+GAP_EDGES = (0, 5, 10, 20, 50, 100, 200, np.inf)
 
 
 def audit_results(data: AuditedData) -> list[dict]:
@@ -19,12 +20,12 @@ def audit_results(data: AuditedData) -> list[dict]:
     """
     results: list[dict] = []
     for side in (TRAINING, EVALUATION):
-        paths = {number: path for number, (s, path) in enumerate(data.parts) if s == side}
-        total, taken = total_path(side), [result["path"] for result in results]
+        paths = {number: path for number, (s, path) in enumerate(data.splits) if s == side}
+        total, named = total_path(side), [result["path"] for result in results]
         for count, (number, path) in enumerate(paths.items(), 1):
-            if path in (*taken, total):
+            if path in (*named, total):
                 path = f"{path} ({side}, {count})"
-            taken.append(path)
+            named.append(path)
             results.append({"path": path, "side": side, **_results(data, side, number)})
         if len(paths) > 1:
             results.append({"path": total, "side": side, **_results(data, side)})
@@ -41,14 +42,14 @@ def total_path(side: str) -> str:
     return f"{TOTAL} ({side})"
 
 
-def lengths_of(data: AuditedData, side: str, part: int | None = None) -> dict[str, np.ndarray]:
-    """Tokens before any cutting, of the comparisons that a side takes.
+def lengths_of(data: AuditedData, side: str, split: int | None = None) -> dict[str, np.ndarray]:
+    """Tokens before any cutting, of the comparisons that a side uses.
 
     Returns:
         int64 [N] each: of the prompt, of the better and of the worse answer of each ranked pair,
         and of the sequence of each answer.
     """
-    rows = data.rows["taken"] & _are_of(data, side, part)
+    rows = data.rows["used"] & _are_of(data, side, split)
     return _lengths(data, rows, *_kept(data, rows))
 
 
@@ -78,7 +79,7 @@ def _longer_better(pairs: pd.DataFrame) -> dict:
         low, high = trials.proportion_ci(method="wilson")
         result.update(share=share, low=min(float(low), share), high=max(float(high), share))
 
-    bins = (gap > 0).groupby(pd.cut(gap.abs(), LENGTH_GAPS), observed=True)
+    bins = (gap > 0).groupby(pd.cut(gap.abs(), GAP_EDGES), observed=True)
     result["gaps"] = [
         {
             "above": int(edges.left),
@@ -91,10 +92,10 @@ def _longer_better(pairs: pd.DataFrame) -> dict:
     return result
 
 
-def _are_of(data: AuditedData, side: str, part: int | None) -> pd.Series:
-    """Which rows are of a part, or of a side: bool [n]."""
-    if part is not None:
-        return data.rows["part"] == part
+def _are_of(data: AuditedData, side: str, split: int | None) -> pd.Series:
+    """Which rows are of a split, or of a side: bool [n]."""
+    if split is not None:
+        return data.rows["split"] == split
     return data.rows["training"] == (side == TRAINING)
 
 
@@ -108,23 +109,24 @@ def _kept(data: AuditedData, rows: pd.Series) -> tuple[pd.DataFrame, pd.DataFram
     )
 
 
-def _results(data: AuditedData, side: str, part: int | None = None) -> dict:
-    own = _are_of(data, side, part)
-    rows, is_taken = data.rows[own], own & data.rows["taken"]
-    taken = data.rows[is_taken]
-    answers, pairs = _kept(data, is_taken)
-    lengths = _lengths(data, is_taken, answers, pairs)
-    packed = int(taken["tokens"].sum())
+def _results(data: AuditedData, side: str, split: int | None = None) -> dict:
+    own = _are_of(data, side, split)
+    rows, is_used = data.rows[own], own & data.rows["used"]
+    used = data.rows[is_used]
+    answers, pairs = _kept(data, is_used)
+    lengths = _lengths(data, is_used, answers, pairs)
+    packed = int(used["tokens"].sum())
 
-    dropped = rows["dropped"].astype(object)
+    reasons = rows["reason"].value_counts()
+    dropped = {str(reason): int(reasons[reason]) for reason in UNUSABLE if reasons[reason]}
     cut = rows["cut"][rows["cut"] > 0]
     defects = data.defects["defect"][own.to_numpy()[data.defects["comparison"]]]
-    repeats = {"duplicates": DUPLICATE, "contradictions": CONTRADICTION}
-    repeats |= {"leaks": LEAK} if side == EVALUATION else {}
+    repeats = {"duplicates": Reason.DUPLICATE, "contradictions": CONTRADICTION}
+    repeats |= {"leaks": Reason.LEAK} if side == EVALUATION else {}
     return {
         "rows": len(rows),
-        "comparisons": int((dropped == "").sum()),
-        "dropped": dropped[dropped != ""].value_counts().to_dict(),
+        "comparisons": len(rows) - sum(dropped.values()),
+        "dropped": dropped,
         "sources": rows["source"].astype(object).value_counts().to_dict(),
         "cut": {"rows": len(cut), "tokens": _spread(cut.to_numpy())},
         "lengths": {name: _spread(values) for name, values in lengths.items()},
@@ -132,7 +134,7 @@ def _results(data: AuditedData, side: str, part: int | None = None) -> dict:
         "longer_better": _longer_better(pairs),
         "tokens": {
             "packed": packed,
-            "separate": packed + int((taken["shared"] * (taken["kept"] - 1)).sum()),
+            "separate": packed + int((used["shared"] * (used["kept"] - 1)).sum()),
         },
         **{name: int((defects == defect).sum()) for name, defect in repeats.items()},
     }

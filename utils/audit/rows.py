@@ -9,99 +9,100 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from utils.data.keys import comparison_keys
-from utils.data.sides import Part
-from utils.data.token_rows import SCHEMA, Reason
+from utils.data.token_rows import SCHEMA, UNUSABLE, Reason
+from utils.data.training_data import Split
 
 TRAINING, EVALUATION = "training", "evaluation"
 
-# Defects of rows beside the reasons for which rows are dropped (tokenization.py).
+# Defects of rows beside the reasons why they are not used.
 UNRENDERED = "part of the prompt not rendered"
 CUT = "cut"
-DUPLICATE = "exact duplicate"
 CONTRADICTION = "contradictory labels"
-LEAK = "prompt on both sides"
-REPEATS = {
-    DUPLICATE: "repeats {other}",
+REPEATS: dict[str, str] = {
+    Reason.DUPLICATE: "repeats {other}",
     CONTRADICTION: "{other} ranks two of its answers the other way round",
-    LEAK: "{other} trains its prompt",
+    Reason.LEAK: "{other} trains its prompt",
 }
 
-NUMBERS = ("index", "prompt_key", "cut", "prompt_tokens", "shared", "tokens")
-TEXTS = ("dropped", "problem", "unrendered", "source")
+# Columns of token rows that are read.
 LISTS = ("answers", "answer_tokens", "answer_keys", "ranks")
-FLAGS = ("training", "taken", "removed", "held_out")
+VALUES = (
+    *("index", "source", "prompt_key", "problem", "unrendered"),
+    *("cut", "prompt_tokens", "shared", "tokens"),
+)
+
+# Rows that are looked for repeats neither as those that repeat nor as those that are repeated.
+UNSEEN = (
+    *(Reason.MALFORMED, Reason.OTHER_STEP, Reason.BEYOND_CAP),
+    *(Reason.HELD_OUT, Reason.PROMPT_HELD_OUT),
+)
 
 
 @dataclass(frozen=True)
 class AuditedData:
-    """All rows of a run's data; what was chosen to train and to evaluate is decided elsewhere.
+    """All rows of a run's data, with what was decided about them elsewhere.
 
     Attributes:
-        parts: side and path of each part of the data, numbered from 0.
-        rows: a line a row that was read, one part after the other: NUMBERS, TEXTS and FLAGS, and
-            part: its number.
+        splits: side and path of each split, numbered from 0; what is held out of one that trains
+            is another split, which evaluates.
+        rows: a line a row that was read, one split after the other: VALUES, and
+            split: its number.
             row: its number in the source, from 1.
+            training: whether its split trains.
+            reason: as of training_data.Split.
+            used: whether it trains, or evaluates, as its split does.
             key: uint64, equal for equal comparisons.
             kept: the answers that train or are scored.
             readable: whether it is looked at for repeats.
-            `dropped` is "" for rows that can train, those tied all over if they train, too.
         answers: a line an answer: comparison, a number of rows; key; rank, lower is better; and
             tokens, -1 if the answer is not kept.
         pairs: a line a pair of different answers and ranks, comparison after comparison: the
             comparison, better and worse: keys, better_tokens and worse_tokens.
         defects: a line a defect: comparison, defect, detail, and left_out: whether a row that
-            repeats neither trains nor evaluates.
+            repeats is not used.
     """
 
-    parts: list[tuple[str, str]]
+    splits: list[tuple[str, str]]
     rows: pd.DataFrame
     answers: pd.DataFrame
     pairs: pd.DataFrame
     defects: pd.DataFrame
 
 
-def read_data(train: Sequence[Part], evaluation: Sequence[Part], ties: bool = False) -> AuditedData:
-    """The tables of all that trains and all that evaluates.
+def read_data(splits: Sequence[Split]) -> AuditedData:
+    """The tables of all that trains and all that evaluates (training_data.choose_rows)."""
+    schema = pa.schema([SCHEMA.field(name) for name in (*VALUES, *LISTS)])
+    sides, tables, codes = [], [schema.empty_table()], [np.empty(0, dtype=np.int8)]
 
-    Args:
-        train, evaluation: parts of each side. What a part that was held out drops is counted where
-            it trains.
-        ties: whether comparisons whose answers are all tied train.
-    """
-    sides = [(TRAINING, part) for part in train] + [(EVALUATION, part) for part in evaluation]
-    parts = [(side, part.label) for side, part in sides]
-    own = [SCHEMA.field(name) for name in (*NUMBERS, *TEXTS, *LISTS)]
-    schema = pa.schema([*own, *((name, pa.bool_()) for name in FLAGS), ("part", pa.int64())])
-    tables = [
-        _read_part(part, number, side == TRAINING, ties).cast(schema)
-        for number, (side, part) in enumerate(sides)
-    ]
-    table = pa.concat_tables([schema.empty_table(), *tables])
+    def add(side: str, label: str, split: Split, rows: np.ndarray | None = None) -> None:
+        table = pa.table({name: split.table.data[name] for name in schema.names})
+        sides.append((side, label))
+        tables.append(table if rows is None else table.filter(rows))
+        codes.append(split.reason.codes if rows is None else split.reason.codes[rows])
 
+    for split in splits:
+        add(TRAINING if split.trains else EVALUATION, split.label, split)
+    for split in splits:
+        held_out = split.reason == Reason.HELD_OUT
+        if held_out.any():
+            add(EVALUATION, f"{split.label} (held out)", split, held_out)
+
+    table = pa.concat_tables(tables)
     rows = table.drop_columns(LISTS).to_pandas(strings_to_categorical=True)
+    rows["split"] = np.arange(len(sides)).repeat(list(map(len, tables[1:])))
+    rows["training"] = np.array([side == TRAINING for side, _ in sides])[rows["split"]]
+    rows["reason"] = pd.Categorical.from_codes(np.concatenate(codes), ["", *Reason])
+    is_held_out = ~rows["training"] & (rows["reason"] == Reason.HELD_OUT)
+    rows["used"] = (rows["reason"] == "") | is_held_out
+
     rows["row"] = rows["index"] + 1
     rows["key"] = comparison_keys(table)
     rows["kept"] = pc.list_value_length(table["answers"]).to_numpy()
-    readable = ~rows["held_out"] & ~rows["dropped"].isin(["", Reason.MALFORMED])
-    rows["readable"] = rows["taken"] | rows["removed"] | readable
+    rows["readable"] = rows["used"] | ~rows["reason"].isin(UNSEEN)
 
     answers = _read_answers(table)
     pairs = _find_pairs(answers)
-    return AuditedData(parts, rows, answers, pairs, _find_defects(parts, rows, pairs))
-
-
-def _read_part(part: Part, number: int, training: bool, ties: bool) -> pa.Table:
-    table = pa.table({name: part.table.data[name] for name in (*NUMBERS, *TEXTS, *LISTS)})
-    if training and ties:
-        is_tied = pc.equal(table["dropped"], Reason.TIED)
-        dropped = pc.if_else(is_tied, "", table["dropped"])
-        table = table.set_column(table.schema.get_field_index("dropped"), "dropped", dropped)
-
-    ones = np.ones(len(table), dtype=bool)
-    flags = (ones & training, part.taken, part.removed, ones & part.held_out)
-    for name, values in zip([*FLAGS, "part"], [*flags, number * ones], strict=True):
-        table = table.append_column(name, pa.array(values))
-    return table.filter(part.taken | part.removed) if part.held_out else table
+    return AuditedData(sides, rows, answers, pairs, _find_defects(sides, rows, pairs))
 
 
 def _read_answers(table: pa.Table) -> pd.DataFrame:
@@ -144,13 +145,13 @@ def _find_pairs(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _find_defects(
-    parts: list[tuple[str, str]], rows: pd.DataFrame, pairs: pd.DataFrame
+    splits: list[tuple[str, str]], rows: pd.DataFrame, pairs: pd.DataFrame
 ) -> pd.DataFrame:
-    dropped, unrendered = rows["dropped"] != "", rows["unrendered"] != ""
+    unusable, unrendered = rows["reason"].isin(UNUSABLE), rows["unrendered"] != ""
     problem = rows["problem"].astype(object)
     cases = [
-        (rows["dropped"][dropped], problem[dropped].replace("", "left out")),
-        (UNRENDERED, rows["unrendered"][~dropped & unrendered]),
+        (rows["reason"][unusable], problem[unusable].replace("", "left out")),
+        (UNRENDERED, rows["unrendered"][~unusable & unrendered]),
         (CUT, rows["cut"][rows["cut"] > 0]),
     ]
     found = [
@@ -164,22 +165,19 @@ def _find_defects(
     repeated = pairs["comparison"][pairs["comparison"].duplicated()].unique()
     meets = readable["prompt_key"].duplicated(keep=False) | readable.index.isin(repeated)
     readable = readable[meets]
-    every = _find_repeats(readable, pairs)
-    others = every
-    if not readable["taken"].all():
-        others = _find_repeats(readable[readable["taken"]], pairs)
+    every = among_used = _find_repeats(readable, pairs)
+    if not readable["used"].all():
+        among_used = _find_repeats(readable[readable["used"]], pairs)
 
     for defect, text in REPEATS.items():
-        own = others[defect].reindex(others[defect].index.union(every[defect].index))
+        own = among_used[defect].reindex(among_used[defect].index.union(every[defect].index))
         left_out = own.isna()
         own = own.fillna(every[defect]).astype(int)
-        names = [
-            f"row {row} of {parts[part][1]}"
-            for row, part in rows.loc[own, ["row", "part"]].itertuples(index=False)
-        ]
+
+        places = zip(rows["row"][own], rows["split"][own], left_out, strict=True)
         detail = [
-            text.format(other=name) + ("; left out" if left else "")
-            for name, left in zip(names, left_out, strict=True)
+            text.format(other=f"row {row} of {splits[split][1]}") + ("; left out" if left else "")
+            for row, split, left in places
         ]
         table = pd.DataFrame({"defect": defect, "detail": detail, "left_out": left_out}, own.index)
         found.append(table)
@@ -204,8 +202,7 @@ def _find_repeats(rows: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, pd.Serie
     )
     opposite = pairs.merge(firsts, on=names).groupby("comparison")["other"].min()
 
-    used = rows[rows["taken"] | rows["removed"]]
-    train, evaluation = used[used["training"]], used[~used["training"]]
-    trained = train.drop_duplicates("prompt_key").reset_index(names="number")
-    leaks = evaluation["prompt_key"].map(trained.set_index("prompt_key")["number"]).dropna()
-    return {DUPLICATE: first[first != numbers], CONTRADICTION: opposite, LEAK: leaks}
+    trained = rows[rows["training"] & rows["used"]].drop_duplicates("prompt_key")
+    trained = trained.reset_index(names="number").set_index("prompt_key")["number"]
+    leaks = rows["prompt_key"][rows["reason"] == Reason.LEAK].map(trained)
+    return {Reason.DUPLICATE: first[first != numbers], CONTRADICTION: opposite, Reason.LEAK: leaks}

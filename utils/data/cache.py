@@ -1,4 +1,4 @@
-"""Tokenised rows in an Arrow file without padding: written once, mapped by all ranks and runs."""
+"""Sources are opened, and tokenised once: into Arrow files that all ranks and runs map."""
 
 import gc
 import hashlib
@@ -8,7 +8,7 @@ import os
 import re
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -23,8 +23,8 @@ import pyarrow as pa
 from utils import distributed
 from utils.data.comparison import Comparison
 from utils.data.formats import reading
-from utils.data.formats.columns import ColumnMap
-from utils.data.sources.files import RawRow, Rows, parse_row
+from utils.data.sources.files import RawRow, Rows, open_splits, parse_row, train_and_test
+from utils.data.sources.names import Source, parse_sources
 from utils.data.token_rows import SCHEMA, Reason, empty_row
 from utils.data.tokenization import ComparisonTokenizer
 from utils.output.files import check_folder, why_not_written
@@ -38,35 +38,31 @@ CACHE_FLAG = "--data_output_path"
 FORMAT = 1
 
 
-class Encoder:
+class SplitTokenizer:
     """Tokenises the rows of a split as they stand on disk.
 
     Attributes:
+        split: its rows.
+        source: where they come from.
         note: a sentence about the columns that are read and those that are not.
 
     Args:
-        rows: of the split; their columns tell the layout.
-        tokenizer: makes token ids of comparisons.
-        source: name of rows that name no source.
-        layout: name of the layout (layouts.py); None: found by the columns.
-        columns: new names of columns; None: as they are.
+        split, source: as above; the columns tell the layout, if the source does not.
+        encoder: makes token ids of comparisons.
 
     Raises:
         InputError: the columns are those of no layout, or some that it needs is not read.
     """
 
-    def __init__(
-        self,
-        rows: Rows,
-        tokenizer: ComparisonTokenizer,
-        source: str,
-        layout: str | None = None,
-        columns: ColumnMap | None = None,
-    ):
-        self.tokenizer, self.source = tokenizer, source
-        chat = tokenizer.settings.apply_chat_template
-        self.reader, self.note = reading.plan_reading(rows, rows.path, columns, layout, chat=chat)
-        self.key = (source, str(layout), str(columns))
+    def __init__(self, split: Rows, source: Source, encoder: ComparisonTokenizer):
+        self.split, self.source, self.encoder = split, source, encoder
+        self.reader, self.note = reading.plan_reading(
+            split,
+            split.path,
+            source.columns,
+            source.format,
+            chat=encoder.settings.apply_chat_template,
+        )
 
     def rows(self, raw_rows: Iterable[RawRow]) -> list[dict]:
         """The columns of SCHEMA but `index` for each row.
@@ -74,9 +70,10 @@ class Encoder:
         A row of which no comparison can be made is `malformed`, and `problem` says why.
         """
         read = [self._read(raw) for raw in raw_rows]
-        good = iter(self.tokenizer.rows([r for r in read if isinstance(r, Comparison)]))
+        good = iter(self.encoder.rows([r for r in read if isinstance(r, Comparison)]))
+        name = self.source.name
         return [
-            next(good) if isinstance(r, Comparison) else empty_row(self.source, Reason.MALFORMED, r)
+            next(good) if isinstance(r, Comparison) else empty_row(name, Reason.MALFORMED, r)
             for r in read
         ]
 
@@ -94,45 +91,97 @@ class Encoder:
     def _read(self, raw: RawRow) -> Comparison | str:
         """A comparison, or what is wrong with the row."""
         try:
-            return self.reader(parse_row(raw), self.source)
+            return self.reader(parse_row(raw), self.source.name)
         except ValueError as error:
             return str(error).encode(errors="backslashreplace").decode()[:500]
 
 
-def tokenize(
-    rows: Rows, encoder: Encoder, folder: str | None = None, num_workers: int = 1
-) -> datasets.Dataset:
-    """Tokenise all rows, or map what an earlier run has tokenised.
+def open_sources(
+    words: Sequence[str],
+    flag: str,
+    encoder: ComparisonTokenizer,
+    layout: str | None = None,
+    columns: Sequence[str] | None = None,
+) -> list[list[SplitTokenizer]]:
+    """What tokenises each source: its rows to train, and those to test if it has such a split.
 
-    The file's key covers the content of the data, the tokenizer with its template, the settings,
-    the layout, the new names of columns, the source's name, FORMAT and the versions of the
-    libraries. A file is put in place when it is complete; what a killed run left is written anew.
+    Says once of each source which of its columns are read; nothing is tokenised yet.
 
     Args:
-        rows: of one split.
-        encoder: of these rows.
+        words, flag, layout, columns: as `parse_sources` takes them.
+        encoder: makes token ids of comparisons.
+
+    Raises:
+        InputError: a source cannot be read, or its columns are not understood.
+    """
+    opened = []
+    for source in parse_sources(words, flag, layout, columns):
+        opened.append(open_source(source, encoder))
+        distributed.log(*dict.fromkeys(split.note for split in opened[-1]))
+    return opened
+
+
+def open_source(source: Source, encoder: ComparisonTokenizer) -> list[SplitTokenizer]:
+    """What tokenises the rows to train, and those of a test or validation split if there is one.
+
+    The first process of each node fetches what is not on its disk; InputError as `open_sources`.
+    """
+    with distributed.first_on_node():
+        texts = source.columns.texts() if source.columns else ()
+        splits = open_splits(source.path, source.subset, source.revision, texts)
+        both = train_and_test(splits, source.place, source.split)
+        return [SplitTokenizer(split, source, encoder) for split in both if split]
+
+
+def tokenize(
+    tokenizer: SplitTokenizer, folder: str | None = None, num_workers: int = 1
+) -> datasets.Dataset:
+    """Tokenise all rows of a split, or map what an earlier run has tokenised.
+
+    The first process of each node does the work. The file's key covers the content of the data,
+    the tokenizer with its template, the settings, the layout, the new names of columns, the
+    source's name, FORMAT and the versions of the libraries. A file is put in place when it is
+    complete; what a killed run left is written anew.
+
+    Args:
+        tokenizer: of the split.
         folder: where the file is; None takes a folder in the cache of datasets.
         num_workers: processes that tokenise.
 
     Returns:
-        A row for each row of the source, with the columns of SCHEMA.
+        A row for each row of the split, with the columns of SCHEMA; also for those that cannot
+        train, of which `dropped` says why.
 
     Raises:
         InputError: a file cannot be read, or the folder cannot be written to.
     """
     cache = Path(folder or Path(datasets.config.HF_DATASETS_CACHE) / "tokenized")
-    name = re.sub(r"[^\w.-]", "_", encoder.source)[-60:]
-    file = cache / f"{name}-{_key(rows, encoder)}.arrow"
-    if not file.exists():
-        check_folder(cache, CACHE_FLAG)
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(f"{file}.lock"):
-                if not file.exists():  # nor did another run write it while this one waited
-                    _write(file, _encode_all(rows, encoder, num_workers))
-        except OSError as error:  # of a row that cannot be read there is an InputError
-            raise InputError(f"{CACHE_FLAG} {cache}: {why_not_written(error, cache)}") from error
+    name = re.sub(r"[^\w.-]", "_", tokenizer.source.name)[-60:]
+
+    with distributed.first_on_node():
+        file = cache / f"{name}-{_key(tokenizer)}.arrow"
+        if not file.exists():
+            check_folder(cache, CACHE_FLAG)
+            try:
+                cache.mkdir(parents=True, exist_ok=True)
+                with filelock.FileLock(f"{file}.lock"):
+                    if not file.exists():  # nor did another run write it while this one waited
+                        _write(file, _tokenize_all(tokenizer, num_workers))
+            except OSError as error:  # of a row that cannot be read there is an InputError
+                reason = why_not_written(error, cache)
+                raise InputError(f"{CACHE_FLAG} {cache}: {reason}") from error
+
     return datasets.Dataset.from_file(str(file))
+
+
+def load_source(
+    source: Source,
+    encoder: ComparisonTokenizer,
+    folder: str | None = None,
+    num_workers: int = 1,
+) -> list[datasets.Dataset]:
+    """`open_source` and `tokenize` in one: the rows to train, and to test if there are such."""
+    return [tokenize(split, folder, num_workers) for split in open_source(source, encoder)]
 
 
 def _write(file: Path, batches: Iterable[pa.RecordBatch]) -> None:
@@ -144,32 +193,30 @@ def _write(file: Path, batches: Iterable[pa.RecordBatch]) -> None:
     os.replace(partial, file)
 
 
-def _encode_all(
-    rows: Iterable[RawRow], encoder: Encoder, num_workers: int
-) -> Iterator[pa.RecordBatch]:
+def _tokenize_all(tokenizer: SplitTokenizer, num_workers: int) -> Iterator[pa.RecordBatch]:
     """Pieces of the table in their order; a few thousand rows are held at once."""
     batches = (
-        starmap(encoder.table, _chunks(rows))
+        starmap(tokenizer.table, _chunks(tokenizer.split))
         if num_workers == 1
-        else _encode_in_processes(rows, encoder, num_workers)
+        else _tokenize_in_processes(tokenizer, num_workers)
     )
-    title = f"Tokenising {encoder.source}"
+
+    title = f"Tokenising {tokenizer.source.name}"
     with distributed.progress(desc=title, unit=" rows", leave=False) as bar:
         for batch in batches:
             bar.update(len(batch))
             yield batch
 
 
-def _encode_in_processes(
-    rows: Iterable[RawRow], encoder: Encoder, num_workers: int
-) -> Iterator[pa.RecordBatch]:
+def _tokenize_in_processes(tokenizer: SplitTokenizer, num_workers: int) -> Iterator[pa.RecordBatch]:
     context = multiprocessing.get_context("fork")  # a tokenizer is slow to send
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # processes, not threads
     waiting: deque[Future[pa.RecordBatch]] = deque()
-    with ProcessPoolExecutor(num_workers, context, _set_encoder, (encoder,)) as pool:
+
+    with ProcessPoolExecutor(num_workers, context, _set_tokenizer, (tokenizer,)) as pool:
         try:
-            for chunk in _chunks(rows):
-                waiting.append(pool.submit(_encode, *chunk))
+            for chunk in _chunks(tokenizer.split):
+                waiting.append(pool.submit(_tokenize_chunk, *chunk))
                 if len(waiting) > 2 * num_workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -183,18 +230,18 @@ def _encode_in_processes(
             pool.shutdown(cancel_futures=True)
 
 
-_encoder: Encoder  # of a process that tokenises
+_tokenizer: SplitTokenizer  # of a process that tokenises
 
 
-def _set_encoder(encoder: Encoder) -> None:
+def _set_tokenizer(tokenizer: SplitTokenizer) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    global _encoder
-    _encoder = encoder
+    global _tokenizer
+    _tokenizer = tokenizer
 
 
-def _encode(first: int, rows: list[RawRow]) -> pa.RecordBatch:
-    return _encoder.table(first, rows)
+def _tokenize_chunk(first: int, rows: list[RawRow]) -> pa.RecordBatch:
+    return _tokenizer.table(first, rows)
 
 
 def _chunks(rows: Iterable[RawRow]) -> Iterator[tuple[int, list[RawRow]]]:
@@ -211,16 +258,16 @@ def _chunks(rows: Iterable[RawRow]) -> Iterator[tuple[int, list[RawRow]]]:
         yield first, chunk
 
 
-def _key(rows: Rows, encoder: Encoder) -> str:
-    tokenizer = encoder.tokenizer
+def _key(tokenizer: SplitTokenizer) -> str:
+    encoder, source = tokenizer.encoder, tokenizer.source
     content = (
         str(FORMAT),
-        rows.fingerprint(),
-        tokenizer.tokenizer.backend_tokenizer.to_str(),
-        str(tokenizer.tokenizer.chat_template),
-        str(tokenizer.tokenizer.special_tokens_map),
-        json.dumps(asdict(tokenizer.settings)),
-        *encoder.key,
+        tokenizer.split.fingerprint(),
+        encoder.tokenizer.backend_tokenizer.to_str(),
+        str(encoder.tokenizer.chat_template),
+        str(encoder.tokenizer.special_tokens_map),
+        json.dumps(asdict(encoder.settings)),
+        *(source.name, str(source.format), str(source.columns)),
         *(version(name) for name in ("transformers", "tokenizers")),
     )
     return hashlib.blake2b("\0".join(content).encode(), digest_size=16).hexdigest()

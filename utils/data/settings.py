@@ -167,6 +167,11 @@ class DataCheckSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingDataSettings(DataSettings, ColumnSettings, CacheSettings, DataCheckSettings):
+    """All that says which rows train and which evaluate, in the order of the help."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenSettings(Settings):
     """How text becomes tokens in main.py."""
 

@@ -1,4 +1,4 @@
-"""The row that a comparison becomes when it is tokenised: its columns, and why it is left out."""
+"""The row that a comparison becomes when it is tokenised: its columns, and why it is not used."""
 
 from enum import StrEnum
 from typing import NamedTuple
@@ -7,7 +7,11 @@ import pyarrow as pa
 
 
 class Reason(StrEnum):
-    """Why a row is left out by what stands in it; where several are true, the first one counts."""
+    """Why a row is not used; where several are true, the first one counts.
+
+    Those in UNUSABLE stand in the row itself (tokenization.py); the others are chosen among all
+    rows (training_data.py).
+    """
 
     MALFORMED = "malformed"
     NOT_RENDERED = "not rendered by the chat template"
@@ -17,6 +21,16 @@ class Reason(StrEnum):
     CUT_IDENTICAL = "identical after truncation"
     IDENTICAL = "identical answers"
     TIED = "tied"
+    OTHER_STEP = "for another step of --data_split"
+    BEYOND_CAP = "beyond the number that is taken of its source"
+    HELD_OUT = "held out: it evaluates and does not train"
+    PROMPT_HELD_OUT = "its prompt is held out"
+    DUPLICATE = "exact duplicate"
+    REPEATED_PROMPT = "not the first of its prompt"
+    LEAK = "prompt on both sides"
+
+
+UNUSABLE = tuple(Reason)[: tuple(Reason).index(Reason.TIED) + 1]
 
 
 class Column(NamedTuple):

@@ -6,12 +6,9 @@ from importlib.util import find_spec
 from utils.data.settings import (
     DATA_MAY_DIFFER,
     EVALUATIONS_MAY_DIFFER,
-    CacheSettings,
     ChatTemplateSettings,
-    ColumnSettings,
-    DataCheckSettings,
-    DataSettings,
     TokenSettings,
+    TrainingDataSettings,
 )
 from utils.data.sources.names import parse_sources
 from utils.settings import (
@@ -352,10 +349,7 @@ class StateSettings(Settings):
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(
     ModelSettings,
-    DataSettings,
-    ColumnSettings,
-    CacheSettings,
-    DataCheckSettings,
+    TrainingDataSettings,
     TokenSettings,
     ChatTemplateSettings,
     LossSettings,
