@@ -96,7 +96,7 @@ class SplitTokenizer:
             return str(error).encode(errors="backslashreplace").decode()[:500]
 
 
-def open_sources(
+def open_paths(
     words: Sequence[str],
     flag: str,
     encoder: ComparisonTokenizer,
@@ -116,15 +116,15 @@ def open_sources(
     """
     opened = []
     for source in parse_sources(words, flag, layout, columns):
-        opened.append(open_source(source, encoder))
+        opened.append(split_tokenizers(source, encoder))
         distributed.log(*dict.fromkeys(split.note for split in opened[-1]))
     return opened
 
 
-def open_source(source: Source, encoder: ComparisonTokenizer) -> list[SplitTokenizer]:
+def split_tokenizers(source: Source, encoder: ComparisonTokenizer) -> list[SplitTokenizer]:
     """What tokenises the rows to train, and those of a test or validation split if there is one.
 
-    The first process of each node fetches what is not on its disk; InputError as `open_sources`.
+    The first process of each node fetches what is not on its disk; InputError as `open_paths`.
     """
     with distributed.first_on_node():
         texts = source.columns.texts() if source.columns else ()
@@ -180,8 +180,8 @@ def load_source(
     folder: str | None = None,
     num_workers: int = 1,
 ) -> list[datasets.Dataset]:
-    """`open_source` and `tokenize` in one: the rows to train, and to test if there are such."""
-    return [tokenize(split, folder, num_workers) for split in open_source(source, encoder)]
+    """`split_tokenizers` and `tokenize` in one: the rows to train, and to test if there are such."""
+    return [tokenize(split, folder, num_workers) for split in split_tokenizers(source, encoder)]
 
 
 def _write(file: Path, batches: Iterable[pa.RecordBatch]) -> None:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from utils import distributed
 from utils.data.batching import LossInputs
-from utils.data.cache import SplitTokenizer, open_sources, tokenize
+from utils.data.cache import SplitTokenizer, open_paths, tokenize
 from utils.data.keys import comparison_keys, is_first
 from utils.data.sampling import Mixture
 from utils.data.settings import TrainingDataSettings
@@ -20,7 +20,7 @@ from utils.data.tokenization import WRITE_IT, ComparisonTokenizer, text_key
 from utils.settings import InputError
 
 EMPTY_KEYS = (text_key(""), text_key([{"role": "user", "content": ""}]))  # of prompts
-MOST_NAMED = 5  # malformed rows that an error names
+MALFORMED_NAMED = 5  # malformed rows that an error names
 
 
 @dataclass(eq=False)  # a split equals itself alone
@@ -119,8 +119,8 @@ def choose_rows(
         InputError: a source cannot be read.
     """
     how = encoder, settings.format, settings.columns
-    opened = open_sources(settings.data_path, "--data_path", *how)
-    given = open_sources(settings.eval_data_path or [], "--eval_data_path", *how)
+    opened = open_paths(settings.data_path, "--data_path", *how)
+    given = open_paths(settings.eval_data_path or [], "--eval_data_path", *how)
 
     train, evaluation, without_test = [], [], []
     for rows, *test in opened:
@@ -387,7 +387,7 @@ def _count_splits(splits: Sequence[Split], max_bad_rows: float) -> dict[str, dic
         if malformed > max_bad_rows * number:
             raise InputError(
                 f"{split.label}: {malformed:,} of {number:,} rows malformed, --max_bad_rows lets "
-                f"{max_bad_rows:g} of them pass: {'; '.join(_malformed(split, MOST_NAMED))}. Mend "
+                f"{max_bad_rows:g} of them pass: {'; '.join(_malformed(split, MALFORMED_NAMED))}. Mend "
                 "or remove them, or give a higher --max_bad_rows"
             )
 
