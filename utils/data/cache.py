@@ -180,7 +180,7 @@ def load_source(
     folder: str | None = None,
     num_workers: int = 1,
 ) -> list[datasets.Dataset]:
-    """`split_tokenizers` and `tokenize` in one: the rows to train, and to test if there are such."""
+    """`split_tokenizers` and `tokenize` in one: rows to train, and to test if there are such."""
     return [tokenize(split, folder, num_workers) for split in split_tokenizers(source, encoder)]
 
 

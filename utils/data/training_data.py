@@ -387,8 +387,8 @@ def _count_splits(splits: Sequence[Split], max_bad_rows: float) -> dict[str, dic
         if malformed > max_bad_rows * number:
             raise InputError(
                 f"{split.label}: {malformed:,} of {number:,} rows malformed, --max_bad_rows lets "
-                f"{max_bad_rows:g} of them pass: {'; '.join(_malformed(split, MALFORMED_NAMED))}. Mend "
-                "or remove them, or give a higher --max_bad_rows"
+                f"{max_bad_rows:g} of them pass: {'; '.join(_malformed(split, MALFORMED_NAMED))}. "
+                "Mend or remove them, or give a higher --max_bad_rows"
             )
 
         found, unrendered = _describe(split.label, count), _tell_unrendered(split)
