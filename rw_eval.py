@@ -95,6 +95,7 @@ def score(args: ScorerSettings, output: TextIO | None) -> None:
     if args.output_dir:
         check_evaluation_folder(args, encoder)
 
+    # The model, and what was asked of it.
     scorer = load_scorer(args, config, encoder, device)
     if sources:
         score_sources(args, scorer, sources, output)
@@ -172,6 +173,7 @@ def score_sources(
 
 if __name__ == "__main__":
     exit_code = 0
+
     try:
         main(ARGS)
     except InputError as error:
@@ -182,6 +184,7 @@ if __name__ == "__main__":
         exit_code, *saved = stop.args
         if distributed.is_main():
             print(f"stopped; {' '.join(saved) or 'nothing was written'}", file=sys.stderr)
+
     if distributed.world_size() > 1:
         distributed.leave(exit_code)
     sys.exit(exit_code)

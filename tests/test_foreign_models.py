@@ -240,6 +240,15 @@ def test_a_folder_of_deepspeed_chat_keeps_its_end_token(tmp_path, capsys):
     assert scorer.encoder.settings.answer_end == "token"
 
 
+def test_notes_on_a_foreign_model_are_no_part_of_data_on_standard_output(tmp_path, capsys):
+    data = write_jsonl(tmp_path / "answers.jsonl", [{"prompt": "Q", "responses": ["a", "b"]}])
+    words = ("--model_name_or_path", save_foreign(tmp_path, "gpt2"), "--data_path", data)
+    rw_eval.main(parse_evaluation_arguments([*map(str, words), "--best_of_n"]))
+    said = capsys.readouterr()
+    assert [json.loads(line)["prompt"] for line in said.out.splitlines()] == ["Q"]
+    assert "the checkpoint does not say how it was trained" in said.err
+
+
 @pytest.mark.parametrize("config", [BertConfig, DebertaV2Config])
 def test_encoders_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, config):
     tokenizer = train_opt_tokenizer()

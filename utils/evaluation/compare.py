@@ -114,7 +114,9 @@ def compare_evaluations(folder_a: str | Path, folder_b: str | Path) -> dict:
             dropped += "dropped" in a or "dropped" in b
             records_a.append(_without_scores(a, b) if "dropped" in a else a)
             records_b.append(_without_scores(b, a) if "dropped" in b else b)
+
         parts.append(_outcomes(records_a, records_b))
+
     if not parts:
         raise InputError(f"{folder_a} and {folder_b}: scores.jsonl has no line")
 
@@ -149,12 +151,14 @@ def _check_same(
 ) -> None:
     """Raise InputError unless line `number` is of the same row in both files."""
     advice = "--compare needs two evaluations of the same --data_path"
+
     if a is None or b is None:
         short, long = (folder_a, folder_b) if a is None else (folder_b, folder_a)
         raise InputError(
             f"{short}: scores.jsonl ends after {number - 1:,} lines, the one of {long} goes on: "
             f"{advice}; finish one that was cut with --resume"
         )
+
     dropped = "dropped" in a or "dropped" in b  # then its ranks are not known
     for name in ("index", "source") if dropped else ("index", "source", "ranks"):
         if a[name] != b[name]:
@@ -240,6 +244,7 @@ def verdict(comparison: dict) -> str:
     *_, result = comparison["results"].values()
     if result["difference"] is None:
         return "No pair was judged by both models."
+
     low, high, p = result["difference_low"], result["difference_high"], result["mcnemar_p"]
     ends = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
     evidence = f"{result['difference']:+.3f}{ends}, McNemar p = {p:.2g}"
@@ -254,8 +259,10 @@ def print_comparison(comparison: dict) -> None:
     for name in ("a", "b"):
         console.print(Text(f"{name.upper()}: {comparison[name]}"))
     console.print()
+
     for table in PAIRED_TABLES:
         print_table(table.fill(comparison["results"]))
+
     if comparison["dropped"]:
         console.print(Text(f"{comparison['dropped']:,} rows were dropped by one or both models"))
     console.print(Text(CAVEAT))

@@ -66,6 +66,7 @@ def score_prompts(args: ScorerSettings, scorer: Scorer, comparisons: list[Compar
         (row,) = rows
         _print_numbered(args.prompt, args.response, row["scores"])
         return
+
     for (text, good, bad), row in zip(BUILT_IN, rows, strict=True):
         high, low = row["scores"]
         print_scores(text, [("good", good, high), ("bad", bad, low)])
@@ -85,6 +86,7 @@ def score_typed(scorer: Scorer) -> None:
                 why = f"it has more than {limit} tokens (--max_seq_len)"
                 print(f"not scored: {row['problem'] or why}")
                 continue
+
             answers.append(answer)
             _print_numbered(prompt, answers, row["scores"])
 

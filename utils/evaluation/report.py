@@ -116,10 +116,12 @@ def print_scores(prompt: str, labelled: Sequence[tuple[str, str, float]]) -> Non
     table.add_column("answer")
     table.add_column("text", ratio=1, overflow="fold")
     table.add_column("score", justify="right", no_wrap=True)
+
     best = max(score for _, _, score in labelled)
     for label, text, score in labelled:
         style = "bold green" if score == best and len(labelled) > 1 else ""
         table.add_row(Text(label), Text(text.strip()), f"{score:.4f}", style=style)
+
     console = Console()
     console.print(Text(prompt.strip(), style="bold"), overflow="fold")
     console.print(table)
@@ -150,6 +152,7 @@ def benchmark_table(benchmark: dict) -> TextTable:
         (name, number_text(score), *(number_text(difficulties[name][level]) for level in levels))
         for name, score in scores.items()
     ]
+
     title = f"Benchmark {benchmark['name']}"
     if benchmark["incomplete"]:
         title += f" (not all of it: {len(benchmark['incomplete'])} subsets differ in size)"
@@ -162,15 +165,18 @@ def result_tables(results: dict[str, dict]) -> list[TextTable]:
 
     Of answers that nobody ranked there is only the last one.
     """
-    groups, layouts = results.values(), [SCORES_TABLE]
-    if any(metrics["pairs"] for metrics in groups):
-        calibration = CALIBRATION_TABLE
-        if any(metrics["soft_loss"] is not None for metrics in groups):
-            votes = {"loss on\nvotes": number_at("soft_loss")}
-            calibration = CALIBRATION_TABLE._replace(columns=CALIBRATION_TABLE.columns | votes)
-        ranking = [RANKING_TABLE] if any(metrics["answers"] > 2 for metrics in groups) else []
-        layouts = [ACCURACY_TABLE, *ranking, calibration, LENGTH_TABLE, SCORES_TABLE]
-    return [layout.fill(results) for layout in layouts]
+    groups = results.values()
+    if not any(metrics["pairs"] for metrics in groups):
+        return [SCORES_TABLE.fill(results)]
+
+    ranking = [RANKING_TABLE] if any(metrics["answers"] > 2 for metrics in groups) else []
+    calibration = CALIBRATION_TABLE
+    if any(metrics["soft_loss"] is not None for metrics in groups):
+        votes = {"loss on\nvotes": number_at("soft_loss")}
+        calibration = CALIBRATION_TABLE._replace(columns=CALIBRATION_TABLE.columns | votes)
+
+    templates = [ACCURACY_TABLE, *ranking, calibration, LENGTH_TABLE, SCORES_TABLE]
+    return [template.fill(results) for template in templates]
 
 
 def find_warnings(
@@ -188,6 +194,7 @@ def find_warnings(
     for source in (whole, *sources):
         for text, value in _suspicions(results[source]):
             found.setdefault(text, []).append(f"{show(source)} ({value})")
+
     return [
         f"{text}: {', '.join(groups[:most])}"
         + (f" and {len(groups) - most} more" if most and len(groups) > most else "")
@@ -286,6 +293,7 @@ def write_evaluation(folder: str | Path, report: dict) -> list[Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+
     results, benchmark = report["results"], report["benchmark"]
     pictures = draw_pictures(results, folder)
     warnings = find_warnings(results, show=markdown_code)
@@ -298,6 +306,7 @@ def write_evaluation(folder: str | Path, report: dict) -> list[Path]:
         settings=report["settings"],
     )
     values = json.dumps(report, indent=2, allow_nan=False) + "\n"
+
     return [
         write_whole(folder / "report.json", values),
         write_whole(folder / "report.md", text),

@@ -130,6 +130,7 @@ class Scorer:
         rows = self.encoder.rows(comparisons)
         for row, comparison in zip(rows, comparisons, strict=True):
             row["scores"] = [None] * len(comparison.responses)
+
         kept = [row for row in rows if row["answers"]]
         for numbers in self._batches(kept):
             batch = [kept[number] for number in numbers]
@@ -139,6 +140,7 @@ class Scorer:
                     "a score is not finite: give --dtype fp32 or bf16, or check the checkpoint's "
                     "weights (--model_name_or_path)"
                 )
+
             places = ((row, answer) for row in batch for answer in row["answers"])
             for (row, answer), score in zip(places, scores, strict=True):
                 row["scores"][answer] = (score - self.mean) / self.std
@@ -170,6 +172,7 @@ class Scorer:
                     f"out of memory with {len(rows)} comparisons in a batch: give a lower "
                     "--batch_size or --max_seq_len, or --device_map auto"
                 ) from error
+
         torch.cuda.empty_cache()
         self.max_tokens //= 2
         half = len(rows) // 2

@@ -55,13 +55,16 @@ def print_table(table: TextTable) -> None:
     grid.add_column(Text(table.header[0]), overflow="fold", vertical="bottom")
     for name in table.header[1:]:
         grid.add_column(Text(name), justify="right", no_wrap=True, vertical="bottom")
+
     names, *columns = zip(*table.rows, strict=True)
     width = console.width
     for name, column in zip(table.header[1:], columns, strict=True):
         width -= 2 + max(map(len, [*name.split("\n"), *column]))
     short = shorten_names(names, max(width, 12))
+
     for name, *values in table.rows:
         grid.add_row(Text(short[name]), *map(Text, values))
+
     console.print(Text(table.title, style="bold"))
     console.print(grid)
     console.print()
