@@ -25,7 +25,7 @@ CONFIDENCE_BINS = 10
 PERCENTILES = (5, 25, 50, 75, 95)
 HISTOGRAM_BINS = 40
 # Of the tokens by which one answer is longer than the other; equal lengths stand apart.
-GAP_EDGES = np.array([20, 50, 100, 200])
+LENGTH_GAPS = np.array([20, 50, 100, 200])
 
 
 def comparison_sums(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -263,9 +263,9 @@ def _calibration_bins(margin: np.ndarray, correct: np.ndarray) -> list[dict]:
 
 def _length_gap_bins(length_gap: np.ndarray, correct: np.ndarray) -> list[dict]:
     """Bins ..., [-50, -20), [-20, 0), 0, (0, 20], (20, 50], ... as long as they have pairs."""
-    edges = [None, *(-GAP_EDGES[::-1]).tolist(), 0, 0, *GAP_EDGES.tolist(), None]
-    step = 1 + np.searchsorted(GAP_EDGES, np.abs(length_gap))
-    number = len(GAP_EDGES) + 1 + np.sign(length_gap).astype(np.int64) * step
+    edges = [None, *(-LENGTH_GAPS[::-1]).tolist(), 0, 0, *LENGTH_GAPS.tolist(), None]
+    step = 1 + np.searchsorted(LENGTH_GAPS, np.abs(length_gap))
+    number = len(LENGTH_GAPS) + 1 + np.sign(length_gap).astype(np.int64) * step
     bins = _bins(number, accuracy=correct)
     return [{"low": edges[bin], "high": edges[bin + 1], **own} for bin, own in bins.items()]
 
