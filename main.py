@@ -31,7 +31,7 @@ from utils.estimates import estimate_seconds, print_estimate
 from utils.model import pretrained
 from utils.model.layout import choose_layout
 from utils.model.positions import fix_positions
-from utils.training.checkpoint import Resume, remove_foreign_states
+from utils.training.checkpoint import remove_foreign_states
 from utils.training.checks import CheckError, ModelChecks
 from utils.training.engine import build_engine, deepspeed_config, resolve_precision
 from utils.training.folders import check_folders
@@ -40,6 +40,7 @@ from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
 from utils.training.model import build_model, check_model, prepare_text
 from utils.training.plan import plan_evaluation, plan_run, show_plan
+from utils.training.resume import Resume
 from utils.training.saving import ModelSaver, conclude
 from utils.training.throughput import Throughput
 
@@ -85,13 +86,13 @@ def main(args: TrainingSettings) -> None:
     collate = make_collator(encoder, layout, inputs)
     plan = plan_run(args, data, collate, resume.progress, device)
     data.counts.update(tokens_per_epoch=plan.tokens, comparisons_per_epoch=plan.epoch_size)
-    resume.check(plan)
+    resume.check(plan.identity)
     if args.dry_run:
-        show_plan(args, ds_config, encoder, data, plan, collate)
+        show_plan(args, data, plan, encoder, ds_config=ds_config, collate=collate)
         return
 
     # The model in its engine, as it was when the state was saved.
-    resume.prepare(ds_config, args)
+    resume.prepare(ds_config)
     model = build_model(args, config, encoder.tokenizer, ds_config)
     engine = build_engine(model, ds_config, args, plan.total_steps)
     resume.load(engine)
@@ -120,9 +121,9 @@ def main(args: TrainingSettings) -> None:
         log=log,
         progress=resume.progress,
         epoch_size=plan.epoch_size,
-        run=plan.state(),
+        run=plan.identity.state(),
         save_model=save_model,
-        best=resume.best(args),
+        best=resume.best_model(),
     )
     trainer.train(plan.batches, *plan_evaluation(args, data, make_collator(encoder, layout)))
     conclude(trainer, checks)

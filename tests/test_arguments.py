@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from utils.evaluation.settings import parse_evaluation_arguments
 from utils.settings import FREE, REFUSED, SIZE, InputError
 from utils.training import settings
-from utils.training.plan import identity_of
+from utils.training.resume import RunIdentity
 from utils.training.settings import SCHEDULERS, parse_training_arguments
 
 # Every flag of DeepSpeed-Chat's step 2, as its users type them.
@@ -228,7 +228,7 @@ def test_a_run_and_its_model_card_name_every_flag_of_the_loss():
     args = parse_training_arguments(["--model_name_or_path", "m"])
     names = {entry.name for entry in fields(settings.LossSettings)}
     assert {"loss", "margin"} < names
-    assert {f"--{name}" for name in names} <= set(identity_of(args))
+    assert {f"--{name}" for name in names} <= set(RunIdentity.of(args).run)
     assert names <= set(args.flags(REFUSED, SIZE, settings.LENGTH))
 
 

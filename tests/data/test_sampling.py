@@ -37,7 +37,10 @@ def steps_of(plan):
 def all_ranks(grouping, seed=1, epoch=0, start=0, mixture=None):
     ranks = range(grouping.world_size)
     epochs = range(epoch, epoch + 1)
-    return [steps_of(TrainingPlan(grouping, rank, seed, epochs, start, mixture)) for rank in ranks]
+    return [
+        steps_of(TrainingPlan(grouping, rank, seed, epochs, start, mixture=mixture))
+        for rank in ranks
+    ]
 
 
 def in_order(plans):
@@ -321,9 +324,9 @@ def test_a_plan_of_several_epochs_is_theirs_one_after_the_other(layout, mixed):
     grouping = group(layout, 50, 3, 2, 2)
     mixture = Mixture([np.arange(20), np.arange(20, 50)], [1, 4]) if mixed else None
     for epochs, start in [(range(4), 0), (range(2, 4), 12), (range(3, 3), 0)]:
-        plan = TrainingPlan(grouping, 1, 5, epochs, start, mixture)
+        plan = TrainingPlan(grouping, 1, 5, epochs, start, mixture=mixture)
         parts = [
-            TrainingPlan(grouping, 1, 5, range(e, e + 1), start * (e == epochs[0]), mixture)
+            TrainingPlan(grouping, 1, 5, range(e, e + 1), start * (e == epochs[0]), mixture=mixture)
             for e in epochs
         ]
         expected = [batch for part in parts for batch in part]

@@ -14,14 +14,12 @@ from utils.settings import InputError
 from utils.training.checkpoint import (
     NO_MODEL,
     Progress,
-    Resume,
-    check_output_dir,
     find_checkpoint,
     remove_foreign_states,
-    reshard,
     save_checkpoint,
 )
-from utils.training.plan import RunPlan, identity_of, said_of, step_size
+from utils.training.folders import refuse_used_folder
+from utils.training.resume import Resume, RunIdentity
 from utils.training.settings import parse_training_arguments
 
 CPU = torch.device("cpu")
@@ -78,7 +76,7 @@ def test_progress_counts_steps_and_passes():
     assert seen == [(1, 0, 4), (2, 0, 9), (3, 1, 0), (4, 1, 5), (5, 2, 0), (6, 3, 0), (7, 3, 3)]
 
 
-def test_a_saved_state_is_found_again(arguments, tmp_path, capsys):
+def test_a_saved_state_is_found_again(arguments, tmp_path):
     args = arguments("--resume_from_checkpoint", "latest")
     folder = save(args, 7)
     assert folder == tmp_path / "out" / "checkpoints" / "step_7"
@@ -89,29 +87,29 @@ def test_a_saved_state_is_found_again(arguments, tmp_path, capsys):
         assert found.progress == Progress(step=7, epoch=2, seen=1)
         assert (found.log, found.run) == ({"lines": [{"step": 7}]}, RUN)
         assert (found.batch, found.world_size) == (4, 1)
-    assert f"going on from {folder}" in capsys.readouterr().out
     assert find_checkpoint(arguments(), CPU) is None  # without the flag
 
 
-def test_a_run_begins_at_its_state_or_at_step_0(arguments):
+def test_a_run_begins_at_its_state_or_at_step_0(arguments, capsys):
     """Without a state each part of Resume does nothing; with one it is what was saved."""
-    plan = RunPlan((), 9, 9, 9, RUN, 4, {}, {})
+    identity = RunIdentity(RUN, 4, {})
     new = Resume(arguments("--save_best"), CPU)
     config: dict = {}
-    new.check(plan)
-    new.prepare(config, arguments())
+    new.check(identity)
+    new.prepare(config)
     new.load(None)
     assert (new.progress, new.log, new.template_date, config) == (Progress(), None, None, {})
-    assert new.best(arguments("--save_best")) == NO_MODEL
+    assert new.best_model() == NO_MODEL
 
     for run, date in ((RUN, None), (RUN | {"--chat_template_date": "2001-02-03"}, "2001-02-03")):
         folder = save(arguments(), 7 + bool(date), run=run)
         old = Resume(arguments("--resume_from_checkpoint", folder), CPU)
+        assert f"going on from {folder}" in capsys.readouterr().out
         assert old.progress == old.state.progress and old.progress.step == 7 + bool(date)
         assert (old.log, old.template_date) == (old.state.log, date)
-        old.check(plan)
+        old.check(identity)
         with pytest.raises(InputError, match="but this run has"):
-            old.check(plan._replace(run=dict.fromkeys(RUN, "other")))
+            old.check(replace(identity, run=dict.fromkeys(RUN, "other")))
 
 
 @pytest.mark.parametrize("left", [[], ["step_4.partial"], ["universal.partial/step_9"]])
@@ -214,43 +212,39 @@ def test_a_broken_state_is_passed_over(arguments, damage, capsys):
 def test_a_state_of_another_run_is_refused(arguments, capsys):
     args = arguments("--resume_from_checkpoint", "latest")
     save(args, 3)
-    checkpoint = find_checkpoint(args, CPU)
+    resume = Resume(args, CPU)
     capsys.readouterr()
-    checkpoint.check_run(RUN, batch=4)
+    resume.check(RunIdentity(RUN, 4, {}))
     assert capsys.readouterr().out == ""
-    checkpoint.check_run(RUN, batch=8)
+    resume.check(RunIdentity(RUN, 8, {}))
     assert "a step had 4 comparisons" in capsys.readouterr().out
     for name, value in (("--seed", 7), ("training comparisons", 11)):
         with pytest.raises(InputError, match=f"step_3 .*with {name} {RUN[name]}, .* has {value}:"):
-            checkpoint.check_run({**RUN, name: value}, batch=4)
+            resume.check(RunIdentity({**RUN, name: value}, 4, {}))
 
 
 def test_what_trains_otherwise_from_here_on_is_said(arguments, capsys):
     args = arguments("--resume_from_checkpoint", "latest")
     folder = save(args, 3, flags={"--max_steps": 100, "--max_seq_len": 64})
-    checkpoint = find_checkpoint(args, CPU)
+    resume = Resume(args, CPU)
     capsys.readouterr()
     same = {"--max_steps": (100, "longer"), "--max_seq_len": (64, "other tokens")}
-    checkpoint.check_run(RUN, 4, same)
+    resume.check(RunIdentity(RUN, 4, same))
     assert capsys.readouterr().out == ""
-    checkpoint.check_run(RUN, 4, same | {"--max_steps": (200, "the rate follows")})
+    resume.check(RunIdentity(RUN, 4, same | {"--max_steps": (200, "the rate follows")}))
     assert capsys.readouterr().out == "--max_steps was 100 and is 200: the rate follows\n"
     # A state of an earlier version, without some entries: it goes on, and says what it cannot know.
-    checkpoint.check_run({**RUN, "--dropout": 0.1}, 4, {**same, "--format": (None, "data")})
+    unknown = {**same, "--format": (None, "data")}
+    resume.check(RunIdentity({**RUN, "--dropout": 0.1}, 4, unknown))
     said = capsys.readouterr().out
     assert f"{folder} is older than this version and does not say --dropout, --format:" in said
 
 
 def test_every_class_of_flags_reaches_the_check(arguments, capsys):
     """The values that a run is saved with, against those of another command line."""
-
-    def plan(args):
-        return RunPlan((), 9, 9, 9, identity_of(args), step_size(args), said_of(args), {})
-
     common = ("--eval_data_path", "e", "--max_steps", 9, "--dtype", "fp32")
-    before = plan(arguments(*common))
-    folder = save(arguments(), 3, **before.state())
-    checkpoint = find_checkpoint(arguments("--resume_from_checkpoint", folder), CPU)
+    folder = save(arguments(), 3, **RunIdentity.of(arguments(*common)).state())
+    resume = Resume(arguments("--resume_from_checkpoint", folder), CPU)
     for words in (
         ("--lr_scheduler_type", "linear"),
         ("--num_warmup_steps", 2),
@@ -258,18 +252,16 @@ def test_every_class_of_flags_reaches_the_check(arguments, capsys):
         ("--max_grad_norm", 3.0),
         ("--dropout", 0.1),
     ):
-        after = plan(arguments(*common, *words))
         with pytest.raises(InputError, match=f"with {words[0]} .*, but this run has {words[1]}"):
-            checkpoint.check_run(after.run, after.step_size, after.said)
+            resume.check(RunIdentity.of(arguments(*common, *words)))
     for words, said in (
         (("--max_steps", 20), "--max_steps was 9 and is 20: the learning rate follows"),
         (("--num_train_epochs", 2), "--num_train_epochs was 1 and is 2: the learning rate follows"),
         (("--gradient_accumulation_steps", 2), "a step had 16 comparisons and has 32 now"),
         (("--per_device_eval_batch_size", 7), "^$"),
     ):
-        after = plan(arguments(*common, *words))
         capsys.readouterr()
-        checkpoint.check_run(after.run, after.step_size, after.said)
+        resume.check(RunIdentity.of(arguments(*common, *words)))
         assert re.match(said, capsys.readouterr().out)
 
 
@@ -314,17 +306,17 @@ def test_an_output_folder_in_use_is_refused(
         (tmp_path / "out" / name).write_text("{}")
     args = arguments(*(word.format(root=tmp_path) for word in words))
     if message is None:
-        check_output_dir(args)
+        refuse_used_folder(args)
         return
     with pytest.raises(InputError, match=message) as error:
-        check_output_dir(args)
+        refuse_used_folder(args)
     assert str(tmp_path / "out") in str(error.value)
 
 
 def test_an_output_folder_that_is_a_file_is_refused(arguments, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match="is a file; expected a folder"):
-        check_output_dir(arguments("--overwrite_output_dir"))
+        refuse_used_folder(arguments("--overwrite_output_dir"))
 
 
 def test_a_link_to_a_state_with_later_ones_is_refused(arguments, tmp_path):
@@ -332,7 +324,7 @@ def test_a_link_to_a_state_with_later_ones_is_refused(arguments, tmp_path):
     save(arguments(), 4)
     (tmp_path / "link").symlink_to(tmp_path / "out" / "checkpoints" / "step_2")
     with pytest.raises(InputError, match="holds step_4 too"):
-        check_output_dir(arguments("--resume_from_checkpoint", tmp_path / "link"))
+        refuse_used_folder(arguments("--resume_from_checkpoint", tmp_path / "link"))
 
 
 @pytest.mark.parametrize(
@@ -356,16 +348,22 @@ def test_states_of_another_run_are_removed(
 
 
 def test_a_state_of_as_many_ranks_is_loaded_as_it_stands(arguments):
-    save(arguments(), 4)
-    checkpoint = find_checkpoint(arguments(*LATEST), CPU)
+    folder = save(arguments(), 4)
+    resume = Resume(arguments(*LATEST), CPU)
+    found = resume.state
     for stage, written_by in ((0, 1), (2, 1), (0, 4)):  # in stage 0 nothing is in pieces
         config = {"zero_optimization": {"stage": stage}}
         before = json.dumps(config)
-        state = replace(checkpoint, world_size=written_by)
-        assert reshard(state, config, arguments()) == checkpoint.folder
+        resume.state = replace(found, world_size=written_by)
+        resume.prepare(config)
+        assert resume.folder == folder
         assert json.dumps(config) == before
+
+    nodes = Resume(arguments(*LATEST, "--use_node_local_storage"), CPU)
+    nodes.state = replace(found, world_size=4)
     with pytest.raises(InputError, match="written by 4 .* this run has 1: the number must st"):
-        reshard(state, {"zero_optimization": {"stage": 3}}, arguments("--use_node_local_storage"))
+        nodes.prepare({"zero_optimization": {"stage": 3}})
+
     nvme = {"stage": 3, "offload_optimizer": {"device": "nvme"}}
     with pytest.raises(InputError, match="cannot go on with optimiser states in files"):
-        reshard(checkpoint, {"zero_optimization": nvme}, arguments())
+        Resume(arguments(*LATEST), CPU).prepare({"zero_optimization": nvme})

@@ -21,10 +21,11 @@ from utils.data.batching import PaddedCollator, load_batches
 from utils.data.sampling import Grouping, Mixture, TrainingPlan, evaluation_plan
 from utils.evaluation.scoring import Sources
 from utils.model.reward_model import RewardModel
-from utils.training.checkpoint import NO_MODEL, Resume, find_checkpoint, forget_saved_model
+from utils.training.checkpoint import NO_MODEL, forget_saved_model
 from utils.training.log import RunLog
 from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
+from utils.training.resume import Resume
 from utils.training.settings import parse_training_arguments
 from utils.training.throughput import Throughput
 
@@ -157,7 +158,9 @@ def train(folder, engine, *words, eval_batch=4, mixture=None):
         engine.load(resume.state.folder)
     folder.mkdir(exist_ok=True)
     group = Grouping.of(TRAIN, "padded", 2, accumulation=ACCUMULATION)
-    plan = TrainingPlan(group, 0, args.seed, range(progress.epoch, 2), progress.seen, mixture)
+    plan = TrainingPlan(
+        group, 0, args.seed, range(progress.epoch, 2), progress.seen, mixture=mixture
+    )
     total_steps = progress.step + plan.steps
     eval_plan = evaluation_plan(Grouping.of(EVAL, "padded", eval_batch))
     log = RunLog(
@@ -183,7 +186,7 @@ def train(folder, engine, *words, eval_batch=4, mixture=None):
         epoch_size=plan.epoch_size,
         run=run,
         save_model=save_model,
-        best=resume.best(args),
+        best=resume.best_model(),
     )
     collate = PaddedCollator(1, inputs=loss_inputs(args))
     batches = load_batches(TRAIN, plan, collate)
@@ -350,10 +353,10 @@ def test_a_model_that_save_best_did_not_choose_is_not_the_best(tmp_path, capsys,
 
     # The other way round: where the last model replaces the best one, no later run counts that.
     where = ["--model_name_or_path", "m", "--output_dir", str(tmp_path)]
-    args = parse_training_arguments([*where, *AGAIN])
-    assert find_checkpoint(args, CPU).best(str(tmp_path)) == (3 / 4, 5)
+    args = parse_training_arguments([*where, "--save_best", *AGAIN])
+    assert Resume(args, CPU).best_model() == (3 / 4, 5)
     forget_saved_model(args)
-    assert find_checkpoint(args, CPU).best(str(tmp_path)) == NO_MODEL
+    assert Resume(args, CPU).best_model() == NO_MODEL
 
 
 def test_a_signal_before_the_first_step_and_a_kill_keep_the_state(tmp_path, monkeypatch):

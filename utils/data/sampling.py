@@ -178,6 +178,7 @@ class TrainingPlan(Sequence[MicroBatch]):
         seed: int,
         epochs: range,
         start: int = 0,
+        *,
         mixture: Mixture | None = None,
     ):
         self.grouping, self.rank, self.seed = grouping, rank, seed
