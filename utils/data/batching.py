@@ -173,7 +173,7 @@ class LossInputs:
 
 
 NO_INPUTS = LossInputs()
-EMPTY = np.empty((0, 2), dtype=np.int64)
+NO_PAIRS = np.empty((0, 2), dtype=np.int64)
 
 
 # Makes a batch of tokenised comparisons (ComparisonTokenizer.rows) and their weights in the loss.
@@ -199,16 +199,15 @@ class _Collator:
         rows: Sequence[dict],
         weights: Sequence[float],
         answers: Sequence[Answer],
-        input_ids: torch.Tensor,
-        mask: torch.Tensor,
-        positions: torch.Tensor,
+        *,
         segments: Segments | None = None,
+        **tokens: torch.Tensor,
     ) -> Batch:
+        """The batch of rows whose tokens are laid out already, with what the loss needs."""
         ends = torch.tensor([(tail or prefix)[-1] for prefix, tail in answers])
         pairs = pair_tensors(rows, weights, self.inputs)
-        batch = Batch(
-            input_ids, mask, positions, ends, segments=segments, end_segments=None, **pairs
-        )
+        batch = Batch(**tokens, end_index=ends, segments=segments, end_segments=None, **pairs)
+
         if self.mean_score:
             starts = [start for row in rows for start in row["answer_starts"]]
             means = [_numbers(a)[start:] for a, start in zip(answers, starts, strict=True)]
@@ -234,13 +233,20 @@ class PaddedCollator(_Collator):
             sequences, batch_first=True, padding_value=self.pad_token_id
         )
         positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+
         starts = range(0, input_ids.numel(), input_ids.shape[1])
         answers = [
             (range(start, start + len(ids)), range(0))
             for start, ids in zip(starts, sequences, strict=True)
         ]
-        mask = positions < lengths[:, None]
-        return self._batch(rows, weights, answers, input_ids, mask, positions)
+        return self._batch(
+            rows,
+            weights,
+            answers,
+            input_ids=input_ids,
+            attention_mask=positions < lengths[:, None],
+            position_ids=positions,
+        )
 
 
 @dataclass
@@ -281,10 +287,10 @@ class PackedCollator(_Collator):
             rows,
             weights,
             answers,
-            torch.tensor([ids]),
-            torch.ones(1, len(ids), dtype=torch.bool),
-            torch.tensor([positions]),
-            Segments.of(segments),
+            segments=Segments.of(segments),
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.bool),
+            position_ids=torch.tensor([positions]),
         )
 
 
@@ -341,7 +347,8 @@ def pair_tensors(
     for row in rows:
         ranks = [row["ranks"][i] for i in row["answers"]]
         pairs.append(torch.from_numpy(ranked_pairs(ranks, row["input_ids"])))
-        ties.append(torch.from_numpy(tied_pairs(ranks, row["input_ids"]) if inputs.ties else EMPTY))
+        tied = tied_pairs(ranks, row["input_ids"]) if inputs.ties else NO_PAIRS
+        ties.append(torch.from_numpy(tied))
 
     pair_counts, tie_counts = (torch.tensor([len(p) for p in parts]) for parts in (pairs, ties))
     answers = torch.tensor([len(row["input_ids"]) for row in rows])
