@@ -89,7 +89,8 @@ def test_margins_targets_and_threshold_equal_a_slow_loop(seed, tie_threshold, sc
         gap = slow[i] - slow[j] - m
         wins, loses = (slow_log_sigmoid(side * gap - tie_threshold) for side in (1, -1))
         expected = expected - w * (p * wins + (1 - p) * loses)
-    check(pairwise_loss(leaf, pairs, weight, margin, target, tie_threshold), expected, leaf, slow)
+    options = {"margin": margin, "target": target, "tie_threshold": tie_threshold}
+    check(pairwise_loss(leaf, pairs, weight, **options), expected, leaf, slow)
 
 
 @pytest.mark.parametrize("gap", [-40.0, -1.0, 0.0, 0.3, 5.0])

@@ -60,6 +60,7 @@ def deepspeed_config(args: TrainingSettings, world_size: int) -> dict:
             zero["offload_param"] = dict(place)
     if args.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
+
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size
     config = {
         "train_batch_size": batch_size,
@@ -74,6 +75,7 @@ def deepspeed_config(args: TrainingSettings, world_size: int) -> dict:
         "checkpoint": {"use_node_local_storage": args.use_node_local_storage},
         **_monitors(args),
     }
+
     if args.deepspeed_config:
         _merge(config, _read_config(args.deepspeed_config, config))
     return config
@@ -110,8 +112,10 @@ def build_engine(
         lr_scheduler=None if "scheduler" in config else scheduler,
         config=config,
     )
+
     # DeepSpeed's own events count samples, not steps: W&B would drop ours between them.
     engine.monitor.enabled = False
+
     if engine.world_size == 1 and engine.zero_optimization_stage() == 0:
         # There is nothing to reduce; DeepSpeed would copy all gradients to a buffer and back.
         engine.enable_backward_allreduce = False
@@ -136,6 +140,7 @@ def step_engine(engine: "DeepSpeedEngine") -> float:
     if engine.zero_optimization_stage() == 0:  # DeepSpeed tells the norm in the other stages
         gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+
     engine.step()
     told = engine.get_global_grad_norm()
     if told is None:
@@ -151,12 +156,14 @@ def _read_config(path: str, config: dict) -> dict:
         raise InputError(f"--deepspeed_config {path}: cannot be read as JSON: {error}") from error
     if not isinstance(given, dict):
         raise InputError(f"--deepspeed_config {path}: expected a JSON object")
+
     for key in ("optimizer", "scheduler"):
         if '"auto"' in json.dumps(given.get(key)):
             raise InputError(
                 f"--deepspeed_config {path}: {key} has the value auto: give numbers there, or "
                 "leave the entry out, so that the flags decide"
             )
+
     for key in BATCH_KEYS:
         if given.get(key, "auto") not in ("auto", config[key]):
             raise InputError(

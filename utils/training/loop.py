@@ -77,11 +77,13 @@ class Trainer:
         self.engine.train()  # a loaded model has its dropout off
         if self.args.save_best and self.args.save_interval:
             self._save_state()  # where a model stands that may still change, `latest` finds a state
+
         while True:
             if self._evaluation_is_due():
                 self._evaluate(eval_batches, sources)
             if self._is_finished():
                 return
+
             self._step(batches)
             interval, code = self.args.save_interval, self.stop.agreed()
             if code:
@@ -98,8 +100,10 @@ class Trainer:
         result = evaluate_batches(self.engine, eval_batches, self.device, self.stop.agreed, sources)
         if result is None:
             self._leave(self.stop.agreed())
+
         self.log.evaluation(self.progress.step, self._epoch(), result)
         self.result = result
+
         if self.args.save_best and result["accuracy"] > self.best[0]:
             self.save_model(result)
             self.best = result["accuracy"], self.progress.step
@@ -107,11 +111,13 @@ class Trainer:
     def _is_finished(self) -> bool:
         if self.progress.step >= self.log.total_steps:
             return True
+
         patience, accuracies = self.args.early_stopping_patience, self.log.accuracies()
         if not patience or not self.result:  # stop after an evaluation alone
             return False
         if len(accuracies) - 1 - int(np.argmax(accuracies)) < patience:
             return False
+
         distributed.log(
             f"stopped early after step {self.progress.step}: {patience} evaluations without a "
             f"better accuracy than {max(accuracies):.4f}"
@@ -123,6 +129,7 @@ class Trainer:
         sums, norm = run_step(self.args, self.engine, batches, self.device, self.progress.step + 1)
         self.progress.advance(round(float(sums[len(SUMS)])), self.epoch_size)
         seconds = time.perf_counter() - started
+
         values = {"lr": learning_rate, "grad_norm": norm}
         if self.args.dtype == "fp16":
             values["skipped_steps"] = self.engine.skipped_steps
@@ -142,6 +149,7 @@ class Trainer:
         """Save the training state after a signal, say how to go on, and end the process."""
         self._save_state()
         self.log.close()
+
         words = re.sub(r" --(local_rank|resume_from_checkpoint)[= ]\S+", "", shlex.join(sys.argv))
         launcher = "python" if distributed.world_size() == 1 else "(launcher and its flags)"
         distributed.log(
@@ -176,27 +184,33 @@ def run_step(
     """
     seeds = np.random.SeedSequence([args.seed, step, distributed.rank()])
     torch.manual_seed(int(seeds.generate_state(1)[0]))
+
     metrics = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
     seen, total = torch.zeros(2, dtype=torch.float64, device=device)
     work = torch.zeros(4, dtype=torch.float64)
+
     for micro_step in range(args.gradient_accumulation_steps):
         batch = next(batches)
         work += batch.work()
         batch = batch.to(device)
+
         output = engine(batch)
         scores, values = (output, None) if batch.token_pairs is None else output
         loss = training_loss(args, scores, values, batch)
         engine.backward(loss)
+
         metrics += comparison_sums(scores.detach(), batch).sum(dim=0)
         seen += batch.counted.sum()
         total += loss.detach()
         if micro_step < args.gradient_accumulation_steps - 1:
             engine.step()  # only counts the micro-batch
+
     sums = torch.cat([metrics, torch.stack([seen, total]), work.to(device)])
     distributed.sum_over_ranks(sums)
     # Micro-batches add up to their number times the mean over comparisons (sampling.MicroBatch).
     micro_batches = args.gradient_accumulation_steps * distributed.world_size()
     sums[len(SUMS) + 1] *= sums[len(SUMS)] / micro_batches
+
     if not sums.isfinite().all() and args.dtype != "fp16":
         raise FloatingPointError(
             f"the loss is not finite at step {step}: lower --learning_rate, or check the data; "

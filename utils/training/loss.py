@@ -43,17 +43,25 @@ def training_loss(
         case "pairwise":
             target = 1.0 if batch.target is None else batch.target
             target = target * (1 - args.label_smoothing) + (1 - target) * args.label_smoothing
-            margin = 0.0 if batch.margin is None else batch.margin
-            loss = pairwise_loss(scores, pairs, weight, margin, target, args.tie_threshold)
+            loss = pairwise_loss(
+                scores,
+                pairs,
+                weight,
+                margin=0.0 if batch.margin is None else batch.margin,
+                target=target,
+                tie_threshold=args.tie_threshold,
+            )
         case "plackett_luce":
             loss = plackett_luce_loss(scores, pairs, weight, batch.answer_counts)
         case "token_pairwise":
             assert values is not None and batch.token_pairs is not None
             assert batch.token_owner is not None
             loss = token_pairwise_loss(values, batch.token_pairs, batch.token_owner, weight)
+
     if batch.ties is not None and batch.tie_weight is not None:
         loss = loss + tie_loss(scores, batch.ties, batch.tie_weight, args.tie_threshold)
         pairs, weight = torch.cat([pairs, batch.ties]), torch.cat([weight, batch.tie_weight])
+
     if args.center_rewards_coefficient:
         loss = loss + args.center_rewards_coefficient * centering_loss(scores, pairs, weight)
     return loss
@@ -63,6 +71,7 @@ def pairwise_loss(
     scores: torch.Tensor,
     pairs: torch.Tensor,
     weight: torch.Tensor,
+    *,
     margin: torch.Tensor | float = 0.0,
     target: torch.Tensor | float = 1.0,
     tie_threshold: float = 0.0,
@@ -138,10 +147,12 @@ def plackett_luce_loss(
     scores = scores.float()
     better, worse = pairs.unbind(dim=1)
     gap = scores[worse] - scores[better]
+
     # The largest exponent is taken out, as in log-sum-exp; the answer's own is 0.
     largest = torch.zeros_like(scores).scatter_reduce(0, better, gap.detach(), "amax")
     sums = (-largest).exp().index_add(0, better, (gap - largest[better]).exp())
     terms = largest + sums.log()
+
     comparisons = torch.arange(len(answer_counts), device=scores.device)
     owner = comparisons.repeat_interleave(answer_counts)
     has_term = torch.bincount(better, minlength=len(scores)) > 0

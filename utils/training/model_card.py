@@ -135,34 +135,33 @@ def model_card(
         result: of the evaluation when it was saved (metrics.summarize).
         checks: of the saved model (checks.Check).
     """
+    use, prompt, date = DEEPSPEED_CHAT, "taken as it stands", ""
+    if args.save_format == "hf":
+        use = TRANSFORMERS.substitute(
+            end_token=repr(settings["end_token"]), max_seq_len=settings["max_seq_len"]
+        )
+    if settings["apply_chat_template"]:
+        prompt = "rendered as one user message"
+    if args.chat_template_date:
+        date = f" (which writes {args.chat_template_date} as the date of every conversation)"
+
     metrics = [(title, number_text(result[name], form)) for name, title, form in METRICS]
+    results = [(c.name, c.finding, "ok" if c.passed else "FAILED") for c in checks]
+    arguments = args.flags(REFUSED, SIZE, LENGTH)
+
     return CARD.substitute(
         front_matter=_front_matter(args),
         base=args.model_name_or_path,
         comparisons=f"{counts['train_comparisons']:,}",
-        use=TRANSFORMERS.substitute(
-            end_token=repr(settings["end_token"]), max_seq_len=settings["max_seq_len"]
-        )
-        if args.save_format == "hf"
-        else DEEPSPEED_CHAT,
+        use=use,
         position=POSITIONS[settings["score_position"]],
-        prompt="rendered as one user message"
-        if settings["apply_chat_template"]
-        else "taken as it stands",
-        date=f" (which writes {args.chat_template_date} as the date of every conversation)"
-        if args.chat_template_date
-        else "",
+        prompt=prompt,
+        date=date,
         metrics=_table(("metric", "value"), metrics),
-        checks=_table(
-            ("check", "found", "result"),
-            ((check.name, check.finding, "ok" if check.passed else "FAILED") for check in checks),
-        ),
+        checks=_table(("check", "found", "result"), results),
         data=_table(("data", "use", "read", "kept", "dropped"), _data_rows(counts)),
         held_out=f"{counts['eval_comparisons']:,}",
-        settings=json.dumps(
-            {"settings": settings, "arguments": args.flags(REFUSED, SIZE, LENGTH)},
-            indent=2,
-        ),
+        settings=json.dumps({"settings": settings, "arguments": arguments}, indent=2),
     )
 
 
