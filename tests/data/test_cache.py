@@ -1,18 +1,25 @@
 import csv
 import gzip
+import hashlib
 import json
 import os
 import signal
+import string
 import subprocess
 import sys
 
 import datasets
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import ROOT, make_pairs, write_jsonl
 from tests.data.loading import load, make_encoder
 from utils.data import cache
 from utils.data.cache import SplitTokenizer
+from utils.data.comparison import Comparison
 from utils.settings import InputError
 
 AWKWARD = [
@@ -174,3 +181,38 @@ def test_pieces_of_work_are_bounded_in_rows_and_bytes(monkeypatch):
     chunks = list(cache._chunks(rows))
     assert [(first, len(chunk)) for first, chunk in chunks] == [(0, 4), (4, 3), (7, 1), (8, 1)]
     assert [row for _, chunk in chunks for row in chunk] == rows
+
+
+FORMATS = {1: "06ed1cf4a4ee0c59"}  # FORMAT -> a hash of the rows below
+
+
+def test_other_token_rows_have_another_format():
+    """A cache that was written with other rows must not be taken for one of this version."""
+    words = ["<s>", "</s>", "<pad>", "<unk>", *string.ascii_lowercase, ":", "."]
+    model = WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = Split(" ", "removed")
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    template = "{% for m in messages %} {{ m['role'][0] }} : {{ m['content'] }}{% endfor %}"
+
+    asked = [{"role": "user", "content": "q r"}]
+    said = [[{"role": "assistant", "content": text}] for text in ("a b", "c")]
+    comparisons = [
+        Comparison("q r", (" a b", " c"), (0, 1), source="pair", weight=0.5),
+        Comparison("q", (" a", "", " b c"), (2, 0, 1), source="ranked", grades=(1.0, 4.0, 3.0)),
+        Comparison("q", (" a", " b"), (0, 0), source="tied", votes=(1.0, 1.0)),
+        Comparison("q", (" a", " a"), (0, 1), source="identical"),
+        Comparison("q r s t u v w x y z " * 2 + "q", (" a b", " c"), (0, 1), source="cut"),
+        Comparison("q", (" a", " b" * 40), (0, 1), source="long"),
+        Comparison(asked, said, (0, 1), source="messages"),
+    ]
+    digest = hashlib.blake2b(digest_size=8)
+    for settings in ({}, {"overlength": "truncate_end"}, {"score_position": "first_pad"}):
+        encoder = make_encoder(tokenizer, template, max_seq_len=16, **settings)
+        for row in encoder.rows(comparisons):
+            digest.update(json.dumps(row, sort_keys=True).encode())
+    message = (
+        "token rows changed: raise FORMAT in cache.py, and write down the hash of the new rows"
+    )
+    assert FORMATS.get(cache.FORMAT) == digest.hexdigest(), message

@@ -34,7 +34,8 @@ from utils.settings import InputError
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 8 * 2**20
 CACHE_FLAG = "--data_output_path"
-# A part of every key: a change of the code that gives the same rows other tokens raises it.
+# A part of every key: a change of the code that gives the same rows other tokens raises it
+# (test_cache.py notices).
 FORMAT = 1
 
 
