@@ -26,7 +26,7 @@ from transformers import PreTrainedConfig
 from utils import distributed
 from utils.audit.audit import audit
 from utils.data.batching import make_collator
-from utils.data.training_data import Split, choose_rows, join_rows
+from utils.data.row_selection import Split, choose_rows, join_rows
 from utils.estimates import estimate_seconds, print_estimate
 from utils.model import pretrained
 from utils.model.layout import choose_layout
@@ -44,7 +44,7 @@ from utils.training.resume import Resume
 from utils.training.saving import ModelSaver, conclude
 from utils.training.throughput import Throughput
 
-# What an audit holds for.
+# The flags on which an audit depends; its report names them.
 AUDITED = ("data_path", "eval_data_path", "model_name_or_path", "max_seq_len", "overlength")
 
 
@@ -162,7 +162,7 @@ if __name__ == "__main__":
         main(ARGS)
     except SystemExit as stop:
         exit_code = int(stop.code or 0)
-    except KeyboardInterrupt as stop:  # later ones save the training state (Trainer)
+    except KeyboardInterrupt as stop:  # once it trains, Trainer saves the state
         exit_code = stop.args[0]
         distributed.log("stopped before the first step; the same command begins again")
     except (InputError, CheckError, FloatingPointError) as error:

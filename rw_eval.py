@@ -52,7 +52,7 @@ def main(args: ScorerSettings) -> None:
         compare_models(args)
         return
 
-    # Where the data that scores make goes to standard output, nothing else does.
+    # If standard output is for the data that is made, everything else goes to standard error.
     output = sys.stdout if chosen_form(args) and not args.output_dir else None
     with redirect_stdout(sys.stderr) if output else nullcontext():
         score(args, output)

@@ -95,6 +95,7 @@ def workspace(tmp_path_factory):
     ]
     for name, rows in {
         "comparisons.jsonl": pairs,
+        "unseen.jsonl": pairs,
         "questions.jsonl": questions,
         "helpful.jsonl": pairs[:24],
         "harmless.jsonl": pairs[24:],

@@ -6,8 +6,8 @@ from datasets.table import InMemoryTable
 
 from utils.audit.rows import AuditedData, read_data
 from utils.data import token_rows
+from utils.data.row_selection import Split, remove_duplicates, remove_leaks
 from utils.data.tokenization import text_key
-from utils.data.training_data import Split, remove_duplicates, remove_leaks
 
 # What an audit reads.
 NAMES = ("index", "answers", "ranks", "dropped", "problem", "unrendered", "cut", "prompt_tokens")

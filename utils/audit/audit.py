@@ -10,7 +10,7 @@ from utils.audit.findings import find_findings
 from utils.audit.report import SUMMARY, work_sentences, write_audit
 from utils.audit.results import audit_results, total_of
 from utils.audit.rows import TRAINING, read_data
-from utils.data.training_data import Split
+from utils.data.row_selection import Split
 from utils.output.tables import print_table
 
 
@@ -24,7 +24,7 @@ def audit(
     """Print what the data are like: a line a source, the tokens, the time, and the findings.
 
     Args:
-        splits: of training_data.choose_rows.
+        splits: of row_selection.choose_rows.
         settings: what the audit holds for, ready for JSON; with max_seq_len.
         folder: where audit.md, audit.json, rows.jsonl and pictures are written; None: nowhere.
         estimate: seconds of all epochs, from the tokens and comparisons of one and the mean length

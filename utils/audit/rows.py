@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from utils.data.keys import comparison_keys
+from utils.data.row_selection import Split
 from utils.data.token_rows import SCHEMA, UNUSABLE, Reason
-from utils.data.training_data import Split
 
 TRAINING, EVALUATION = "training", "evaluation"
 
@@ -49,7 +49,7 @@ class AuditedData:
             split: its number.
             row: its number in the source, from 1.
             training: whether its split trains.
-            reason: as of training_data.Split.
+            reason: as of row_selection.Split.
             used: whether it trains, or evaluates, as its split does.
             key: uint64, equal for equal comparisons.
             kept: the answers that train or are scored.
@@ -70,7 +70,7 @@ class AuditedData:
 
 
 def read_data(splits: Sequence[Split]) -> AuditedData:
-    """The tables of all that trains and all that evaluates (training_data.choose_rows)."""
+    """The tables of all that trains and all that evaluates (row_selection.choose_rows)."""
     schema = pa.schema([SCHEMA.field(name) for name in (*VALUES, *LISTS)])
     sides, tables, codes = [], [schema.empty_table()], [np.empty(0, dtype=np.int8)]
 

@@ -10,7 +10,7 @@ class Reason(StrEnum):
     """Why a row is not used; where several are true, the first one counts.
 
     Those in UNUSABLE stand in the row itself (tokenization.py); the others are chosen among all
-    rows (training_data.py).
+    rows (row_selection.py).
     """
 
     MALFORMED = "malformed"

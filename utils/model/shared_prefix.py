@@ -33,8 +33,8 @@ LAST_LAYERS = {
     "gpt_neox": ("attention", "input_layernorm"),
 }
 
-# What layers hand to their attention and it need not heed. All else could change its result, as
-# sinks, soft caps and biases do.
+# Arguments that layers pass and that packed attention may ignore. All else could change its result,
+# as sinks, soft caps and biases do.
 HARMLESS = {"is_causal", "position_ids", "use_cache", "end_index", "end_segments"}
 
 

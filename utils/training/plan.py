@@ -9,9 +9,9 @@ import torch
 
 from utils import distributed
 from utils.data.batching import Batch, Collate, load_batches
+from utils.data.row_selection import TrainingData
 from utils.data.sampling import Grouping, TrainingPlan, evaluation_plan, padded_tokens
 from utils.data.tokenization import ComparisonTokenizer
-from utils.data.training_data import TrainingData
 from utils.evaluation.scoring import Sources
 from utils.training.checkpoint import Progress
 from utils.training.resume import RunIdentity

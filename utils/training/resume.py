@@ -49,11 +49,12 @@ class RunIdentity:
     def of(cls, args: TrainingSettings, data: dict | None = None) -> "RunIdentity":
         """The identity of a command line and the data that were read for it.
 
-        Each flag says in settings.py what another value of it means to a run that goes on.
+        The `resume` of each flag in utils/training/settings.py and utils/data/settings.py says what
+        another value of it means to a run that goes on.
 
         Args:
             args: the command line.
-            data: what must be equal of the data, by the names that users know.
+            data: what must be equal of the data, by the names that users know (plan.py fills it).
         """
         run = {f"--{name}": value for name, value in args.flags(REFUSED).items()}
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from utils.data.comparison import MAX_NAME, Comparison
 from utils.data.formats.columns import ColumnMap
 from utils.data.formats.layouts import LAYOUTS, Reader, find_reader, known_layouts
-from utils.data.formats.unread import Survey, survey_rows
+from utils.data.formats.unread_columns import Survey, survey_rows
 from utils.data.sources.files import PEEK, RawRow, find_columns
 from utils.settings import InputError
 

@@ -7,9 +7,9 @@ import pytest
 from tests.conftest import make_pairs, write_jsonl
 from tests.data.loading import load, make_encoder
 from utils.data.cache import load_source
+from utils.data.row_selection import Split, choose_rows, count_rows, join_rows, split_by_prompt
 from utils.data.sources.names import parse_sources
 from utils.data.token_rows import UNUSABLE, Reason
-from utils.data.training_data import Split, choose_rows, count_rows, join_rows, split_by_prompt
 from utils.settings import InputError
 from utils.training.loss import loss_inputs
 from utils.training.settings import parse_training_arguments

@@ -1,4 +1,8 @@
-"""Which rows train, which evaluate, and why each other one does neither: decided here alone."""
+"""Which rows train, which evaluate, and why each other one is left out.
+
+What a row shows by itself (malformed, empty, tied, ...) stands in it already, from tokenization.py;
+what shows only among all rows is found here. `Reason` in token_rows.py lists both.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -122,6 +126,7 @@ def choose_rows(
     opened = open_paths(settings.data_path, "--data_path", *how)
     given = open_paths(settings.eval_data_path or [], "--eval_data_path", *how)
 
+    # In the order of Reason: a row keeps the first reason that it gets.
     train, evaluation, without_test = [], [], []
     for rows, *test in opened:
         split = _load(rows, settings, trains=True, ties=inputs.ties)
