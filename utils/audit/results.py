@@ -100,8 +100,10 @@ def _are_of(data: AuditedData, side: str, split: int | None) -> pd.Series:
 
 
 def _kept(data: AuditedData, rows: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Answers of some rows, bool [n], and their pairs, without what is left out of a row."""
-    chosen, answers, pairs = rows.to_numpy(), data.answers, data.pairs
+    """Tokens of the answers of some rows, bool [n], and of their pairs, but for dropped answers."""
+    chosen = rows.to_numpy()
+    answers = data.answers[["comparison", "tokens"]]
+    pairs = data.pairs[["comparison", "better_tokens", "worse_tokens"]]
     is_kept = (pairs["better_tokens"] >= 0) & (pairs["worse_tokens"] >= 0)
     return (
         answers[chosen[answers["comparison"]] & (answers["tokens"] >= 0)],
@@ -110,31 +112,33 @@ def _kept(data: AuditedData, rows: pd.Series) -> tuple[pd.DataFrame, pd.DataFram
 
 
 def _results(data: AuditedData, side: str, split: int | None = None) -> dict:
+    # Column by column: a table of millions of rows is not copied.
     own = _are_of(data, side, split)
-    rows, is_used = data.rows[own], own & data.rows["used"]
-    used = data.rows[is_used]
+    rows, is_used = data.rows, own & data.rows["used"]
     answers, pairs = _kept(data, is_used)
     lengths = _lengths(data, is_used, answers, pairs)
-    packed = int(used["tokens"].sum())
 
-    reasons = rows["reason"].value_counts()
+    packed = int(rows["tokens"][is_used].sum())
+    repeated = rows["shared"][is_used] * (rows["kept"][is_used] - 1)
+
+    reasons = rows["reason"][own].value_counts()
     dropped = {str(reason): int(reasons[reason]) for reason in UNUSABLE if reasons[reason]}
-    cut = rows["cut"][rows["cut"] > 0]
+    cut = rows["cut"][own & (rows["cut"] > 0)]
     defects = data.defects["defect"][own.to_numpy()[data.defects["comparison"]]]
     repeats = {"duplicates": Reason.DUPLICATE, "contradictions": CONTRADICTION}
     repeats |= {"leaks": Reason.LEAK} if side == EVALUATION else {}
     return {
-        "rows": len(rows),
-        "comparisons": len(rows) - sum(dropped.values()),
+        "rows": int(own.sum()),
+        "comparisons": int(own.sum()) - sum(dropped.values()),
         "dropped": dropped,
-        "sources": rows["source"].astype(object).value_counts().to_dict(),
+        "sources": rows["source"][own].value_counts().loc[lambda n: n > 0].to_dict(),
         "cut": {"rows": len(cut), "tokens": _spread(cut.to_numpy())},
         "lengths": {name: _spread(values) for name, values in lengths.items()},
         "pairs": len(pairs),
         "longer_better": _longer_better(pairs),
         "tokens": {
             "packed": packed,
-            "separate": packed + int((used["shared"] * (used["kept"] - 1)).sum()),
+            "separate": packed + int(repeated.sum()),
         },
         **{name: int((defects == defect).sum()) for name, defect in repeats.items()},
     }

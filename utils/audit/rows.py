@@ -110,9 +110,9 @@ def _read_answers(table: pa.Table) -> pd.DataFrame:
         pc.list_value_length(table[name]).to_numpy() for name in ("answer_keys", "answers")
     )
     kept, kept_tokens, keys, ranks = (pc.list_flatten(table[name]).to_numpy() for name in LISTS)
-    tokens = np.full(len(keys), -1)
+    tokens = np.full(len(keys), -1, dtype=np.int32)
     tokens[(np.cumsum(counts) - counts).repeat(kept_counts) + kept] = kept_tokens
-    comparison = np.arange(len(counts)).repeat(counts)
+    comparison = np.arange(len(counts), dtype=np.int32).repeat(counts)
     return pd.DataFrame({"comparison": comparison, "key": keys, "rank": ranks, "tokens": tokens})
 
 
@@ -130,9 +130,12 @@ def _find_pairs(answers: pd.DataFrame) -> pd.DataFrame:
     one, other = np.concatenate(found, axis=1)
     differ = (ranks[one] != ranks[other]) & (keys[one] != keys[other])
     one, other = one[differ], other[differ]
+    order = np.argsort(comparison[one], kind="stable")
+    one, other = one[order], other[order]
+
     better = np.where(ranks[one] < ranks[other], one, other)
     worse = one + other - better
-    pairs = pd.DataFrame(
+    return pd.DataFrame(
         {
             "comparison": comparison[one],
             "better": keys[better],
@@ -141,7 +144,6 @@ def _find_pairs(answers: pd.DataFrame) -> pd.DataFrame:
             "worse_tokens": tokens[worse],
         }
     )
-    return pairs.sort_values("comparison", kind="stable", ignore_index=True)
 
 
 def _find_defects(
@@ -161,10 +163,10 @@ def _find_defects(
 
     # Rows of which none has another's prompt or several pairs cannot repeat anything, so that most
     # data are done soon.
-    readable = rows[rows["readable"]]
+    prompts = rows["prompt_key"][rows["readable"]]
     repeated = pairs["comparison"][pairs["comparison"].duplicated()].unique()
-    meets = readable["prompt_key"].duplicated(keep=False) | readable.index.isin(repeated)
-    readable = readable[meets]
+    meets = prompts.duplicated(keep=False) | prompts.index.isin(repeated)
+    readable = rows.loc[prompts.index[meets]]
     every = among_used = _find_repeats(readable, pairs)
     if not readable["used"].all():
         among_used = _find_repeats(readable[readable["used"]], pairs)
