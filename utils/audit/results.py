@@ -70,24 +70,30 @@ def _longer_better(pairs: pd.DataFrame) -> dict:
 
     The 95 % interval is Wilson's, with one trial a comparison: its pairs share their answers.
     """
-    gap = pairs["better_tokens"] - pairs["worse_tokens"]
-    gap, comparisons = gap[gap != 0], pairs["comparison"][gap != 0].nunique()
+    gap = (pairs["better_tokens"] - pairs["worse_tokens"]).to_numpy()
+    comparisons = pairs["comparison"][gap != 0].nunique()
+    gap = gap[gap != 0]
+    is_won = gap > 0
+
     result: dict = {"pairs": len(gap), "share": None, "low": None, "high": None}
     if len(gap):
-        share = float((gap > 0).mean())
+        share = float(is_won.mean())
         trials = scipy.stats.binomtest(round(share * comparisons), comparisons)
         low, high = trials.proportion_ci(method="wilson")
         result.update(share=share, low=min(float(low), share), high=max(float(high), share))
 
-    bins = (gap > 0).groupby(pd.cut(gap.abs(), GAP_EDGES), observed=True)
+    place = np.digitize(np.abs(gap), GAP_EDGES[1:-1], right=True)
+    total, won = (np.bincount(p, minlength=len(GAP_EDGES) - 1) for p in (place, place[is_won]))
+    edges = zip(GAP_EDGES[:-1], GAP_EDGES[1:], total.tolist(), won.tolist(), strict=True)
     result["gaps"] = [
         {
-            "above": int(edges.left),
-            "up_to": int(edges.right) if np.isfinite(edges.right) else None,
-            "pairs": len(wins),
-            "share": float(wins.mean()),
+            "above": above,
+            "up_to": int(up_to) if np.isfinite(up_to) else None,
+            "pairs": number,
+            "share": wins / number,
         }
-        for edges, wins in bins
+        for above, up_to, number, wins in edges
+        if number
     ]
     return result
 
@@ -101,14 +107,18 @@ def _are_of(data: AuditedData, side: str, split: int | None) -> pd.Series:
 
 def _kept(data: AuditedData, rows: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tokens of the answers of some rows, bool [n], and of their pairs, but for dropped answers."""
-    chosen = rows.to_numpy()
-    answers = data.answers[["comparison", "tokens"]]
-    pairs = data.pairs[["comparison", "better_tokens", "worse_tokens"]]
+    chosen, answers, pairs = rows.to_numpy(), data.answers, data.pairs
     is_kept = (pairs["better_tokens"] >= 0) & (pairs["worse_tokens"] >= 0)
     return (
-        answers[chosen[answers["comparison"]] & (answers["tokens"] >= 0)],
-        pairs[chosen[pairs["comparison"]] & is_kept],
+        _filter(answers, chosen[answers["comparison"]] & (answers["tokens"] >= 0)),
+        _filter(pairs, chosen[pairs["comparison"]] & is_kept),
     )
+
+
+def _filter(table: pd.DataFrame, lines: pd.Series) -> pd.DataFrame:
+    # Without the numbers of the lines, which pandas keeps and which are as large as the rest.
+    columns = {name: table[name].to_numpy()[lines.to_numpy()] for name in table}
+    return pd.DataFrame(columns, copy=False)
 
 
 def _results(data: AuditedData, side: str, split: int | None = None) -> dict:

@@ -51,13 +51,12 @@ class AuditedData:
             training: whether its split trains.
             reason: as of row_selection.Split.
             used: whether it trains, or evaluates, as its split does.
-            key: uint64, equal for equal comparisons.
             kept: the answers that train or are scored.
             readable: whether it is looked at for repeats.
-        answers: a line an answer: comparison, a number of rows; key; rank, lower is better; and
-            tokens, -1 if the answer is not kept.
+        answers: a line an answer: comparison, a number of rows, and tokens, -1 if the answer is not
+            kept.
         pairs: a line a pair of different answers and ranks, comparison after comparison: the
-            comparison, better and worse: keys, better_tokens and worse_tokens.
+            comparison, better_tokens and worse_tokens.
         defects: a line a defect: comparison, defect, detail, and left_out: whether a row that
             repeats is not used.
     """
@@ -89,7 +88,7 @@ def read_data(splits: Sequence[Split]) -> AuditedData:
 
     table = pa.concat_tables(tables)
     rows = table.drop_columns(LISTS).to_pandas(strings_to_categorical=True)
-    rows["split"] = np.arange(len(sides)).repeat(list(map(len, tables[1:])))
+    rows["split"] = np.arange(len(sides), dtype=np.int32).repeat(list(map(len, tables[1:])))
     rows["training"] = np.array([side == TRAINING for side, _ in sides])[rows["split"]]
     rows["reason"] = pd.Categorical.from_codes(np.concatenate(codes), ["", *Reason])
     is_held_out = ~rows["training"] & (rows["reason"] == Reason.HELD_OUT)
@@ -102,7 +101,11 @@ def read_data(splits: Sequence[Split]) -> AuditedData:
 
     answers = _read_answers(table)
     pairs = _find_pairs(answers)
-    return AuditedData(sides, rows, answers, pairs, _find_defects(sides, rows, pairs))
+    defects = _find_defects(sides, rows, pairs)
+
+    # Hashes have done their work, and are most of what a million rows need.
+    answers, pairs = answers[["comparison", "tokens"]], pairs.drop(columns=["better", "worse"])
+    return AuditedData(sides, rows.drop(columns="key"), answers, pairs, defects)
 
 
 def _read_answers(table: pa.Table) -> pd.DataFrame:
@@ -113,15 +116,16 @@ def _read_answers(table: pa.Table) -> pd.DataFrame:
     tokens = np.full(len(keys), -1, dtype=np.int32)
     tokens[(np.cumsum(counts) - counts).repeat(kept_counts) + kept] = kept_tokens
     comparison = np.arange(len(counts), dtype=np.int32).repeat(counts)
-    return pd.DataFrame({"comparison": comparison, "key": keys, "rank": ranks, "tokens": tokens})
+    columns = {"comparison": comparison, "key": keys, "rank": ranks, "tokens": tokens}
+    return pd.DataFrame(columns, copy=False)
 
 
 def _find_pairs(answers: pd.DataFrame) -> pd.DataFrame:
     comparison, keys, ranks, tokens = (answers[name].to_numpy() for name in answers)
-    found = [np.empty((2, 0), dtype=np.int64)]
+    found = [np.empty((2, 0), dtype=np.int32)]
 
     # Answers of a comparison stand together, so those 2, 3, ... apart are among those 1 apart.
-    first, apart = np.arange(len(answers)), 1
+    first, apart = np.arange(len(answers), dtype=np.int32), 1
     while len(first := first[first + apart < len(answers)]):
         first = first[comparison[first] == comparison[first + apart]]
         found.append(np.stack([first, first + apart]))
@@ -142,7 +146,8 @@ def _find_pairs(answers: pd.DataFrame) -> pd.DataFrame:
             "worse": keys[worse],
             "better_tokens": tokens[better],
             "worse_tokens": tokens[worse],
-        }
+        },
+        copy=False,
     )
 
 
