@@ -45,7 +45,7 @@ class AuditedData:
     Attributes:
         splits: side and path of each split, numbered from 0; what is held out of one that trains
             is another split, which evaluates.
-        rows: a line a row that was read, one split after the other: VALUES, and
+        rows: a line a row that was read, one split after the other: VALUES but index, and
             split: its number.
             row: its number in the source, from 1.
             training: whether its split trains.
@@ -94,7 +94,7 @@ def read_data(splits: Sequence[Split]) -> AuditedData:
     is_held_out = ~rows["training"] & (rows["reason"] == Reason.HELD_OUT)
     rows["used"] = (rows["reason"] == "") | is_held_out
 
-    rows["row"] = rows["index"] + 1
+    rows["row"] = rows.pop("index") + 1
     rows["key"] = comparison_keys(table)
     rows["kept"] = pc.list_value_length(table["answers"]).to_numpy()
     rows["readable"] = rows["used"] | ~rows["reason"].isin(UNSEEN)
