@@ -71,7 +71,8 @@ def _longer_better(pairs: pd.DataFrame) -> dict:
     The 95 % interval is Wilson's, with one trial a comparison: its pairs share their answers.
     """
     gap = (pairs["better_tokens"] - pairs["worse_tokens"]).to_numpy()
-    comparisons = pairs["comparison"][gap != 0].nunique()
+    comparison = pairs["comparison"].to_numpy()[gap != 0]
+    comparisons = np.count_nonzero(np.diff(comparison, prepend=-1))  # pairs of one stand together
     gap = gap[gap != 0]
     is_won = gap > 0
 
