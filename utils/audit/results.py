@@ -128,6 +128,7 @@ def _results(data: AuditedData, side: str, split: int | None = None) -> dict:
     rows, is_used = data.rows, own & data.rows["used"]
     answers, pairs = _kept(data, is_used)
     lengths = _lengths(data, is_used, answers, pairs)
+    spreads = {name: _spread(lengths.pop(name)) for name in [*lengths]}
 
     packed = int(rows["tokens"][is_used].sum())
     repeated = rows["shared"][is_used] * (rows["kept"][is_used] - 1)
@@ -144,7 +145,7 @@ def _results(data: AuditedData, side: str, split: int | None = None) -> dict:
         "dropped": dropped,
         "sources": rows["source"][own].value_counts().loc[lambda n: n > 0].to_dict(),
         "cut": {"rows": len(cut), "tokens": _spread(cut.to_numpy())},
-        "lengths": {name: _spread(values) for name, values in lengths.items()},
+        "lengths": spreads,
         "pairs": len(pairs),
         "longer_better": _longer_better(pairs),
         "tokens": {
