@@ -18,6 +18,7 @@ from utils.data.batching import (
 )
 from utils.data.comparison import Comparison
 from utils.data.sampling import MicroBatch
+from utils.data.token_rows import empty_row
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 
 PAD = 1
@@ -28,6 +29,7 @@ def make_row(sequences, chance):
     """A tokenised comparison: some of its answers, in order, have these token ids."""
     total = len(sequences) + int(chance.integers(0, 3))
     return {
+        **empty_row(""),
         "input_ids": sequences,
         "answers": sorted(chance.permutation(total)[: len(sequences)].tolist()),
         "ranks": chance.integers(0, 3, total).tolist(),

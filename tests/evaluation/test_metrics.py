@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from utils.data.batching import PaddedCollator
+from utils.data.token_rows import empty_row
 from utils.evaluation.metrics import SUMS, comparison_sums, summarize, summarize_sources
 
 
@@ -15,7 +16,13 @@ def make_rows(generator, number):
         ids = [[2, *torch.randint(4, 9, (3,), generator=generator).tolist()] for _ in range(k)]
         ranks = torch.randint(0, 3, (k,), generator=generator).tolist()
         rows.append(
-            {"input_ids": ids, "ranks": ranks, "answers": list(range(k)), "answer_starts": [1] * k}
+            {
+                **empty_row(""),
+                "input_ids": ids,
+                "ranks": ranks,
+                "answers": list(range(k)),
+                "answer_starts": [1] * k,
+            }
         )
     return rows
 
@@ -76,7 +83,8 @@ def test_metrics_are_those_of_a_slow_loop(seed):
 
 
 def test_nothing_to_rank_is_not_a_number():
-    row = {"input_ids": [[2, 5]], "ranks": [0], "answers": [0], "answer_starts": [1]}
+    row = {**empty_row(""), "input_ids": [[2, 5]]}
+    row.update(ranks=[0], answers=[0], answer_starts=[1])
     batch = PaddedCollator(1)([row], [1.0])
     summary = summarize(comparison_sums(torch.zeros(1), batch).sum(dim=0))
     assert math.isnan(summary["accuracy"])

@@ -12,6 +12,7 @@ from utils import distributed
 from utils.data.batching import PaddedCollator, load_batches, make_collator
 from utils.data.comparison import Comparison
 from utils.data.sampling import Grouping, evaluation_plan
+from utils.data.token_rows import empty_row
 from utils.data.tokenization import ComparisonTokenizer, TextSettings
 from utils.evaluation.metrics import SOURCE_METRICS, comparison_sums, summarize
 from utils.evaluation.scoring import Scorer, Sources, evaluate_batches, score_batches
@@ -34,6 +35,7 @@ class Noisy(nn.Module):
 def batches():
     rows = [
         {
+            **empty_row(""),
             "input_ids": [[2, 5 + i, 9], [2, 7, 3 * i]],
             "ranks": [0, 1],
             "answers": [0, 1],

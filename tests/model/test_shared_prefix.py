@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from utils.data.batching import PackedCollator, PaddedCollator, Segments
+from utils.data.token_rows import empty_row
 from utils.data.tokenization import common_prefix_length
 from utils.model.layout import choose_layout
 from utils.model.reward_model import RewardModel
@@ -108,6 +109,7 @@ def make_rows(batch, position):
         sequences = [prompt + answer + end for answer in answers]
         rows.append(
             {
+                **empty_row(""),
                 "input_ids": sequences,
                 "shared": common_prefix_length(sequences),
                 "answer_starts": [len(prompt)] * len(answers),

@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, OPTConfig, set_seed
 from tests.killing import is_killed
 from utils.data.batching import PaddedCollator, load_batches
 from utils.data.sampling import Grouping, Mixture, TrainingPlan, evaluation_plan
+from utils.data.token_rows import empty_row
 from utils.evaluation.scoring import Sources
 from utils.model.reward_model import RewardModel
 from utils.training.checkpoint import NO_MODEL, forget_saved_model
@@ -130,7 +131,7 @@ def make_rows(number):
         counts = {"tokens": sum(map(len, ids)), "length": max(map(len, ids))}
         others = {"answers": [0, 1], "ranks": [0, 1], "answer_starts": [0, 0], "shared": 0}
         others |= {"grades": [1.0, 0.0], "votes": [], "weight": float(len(rows) % 3)}
-        rows.append({"input_ids": ids, **others, **counts})
+        rows.append({**empty_row(""), "input_ids": ids, **others, **counts})
     return Dataset.from_list(rows)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from tests.conftest import slow_prefix
 from utils.data.batching import LossInputs, PaddedCollator
+from utils.data.token_rows import empty_row
 from utils.training.loss import (
     centering_loss,
     loss_inputs,
@@ -142,6 +143,7 @@ def make_row(chance, vocabulary=4):
     ranks = chance.integers(0, 4, answers).tolist()
     ids[0], ids[1], ranks[0], ranks[1] = [*prompt, 2, 2, 2], [*prompt, 3], 0, 5  # a pair at least
     return {
+        **empty_row(""),
         "input_ids": ids,
         "answers": list(range(answers)),
         "ranks": ranks,
