@@ -29,7 +29,7 @@ from utils.data.batching import make_collator
 from utils.data.row_selection import Split, choose_rows, join_rows
 from utils.estimates import estimate_seconds, print_estimate
 from utils.model import pretrained
-from utils.model.layout import choose_layout
+from utils.model.layout_trial import choose_layout
 from utils.model.positions import fix_positions
 from utils.training.checkpoint import remove_foreign_states
 from utils.training.checks import CheckError, ModelChecks

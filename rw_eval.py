@@ -41,7 +41,7 @@ from utils.evaluation.prompts import given_prompts, score_prompts, score_typed
 from utils.evaluation.rows import OpenSource, open_data
 from utils.evaluation.scoring import Scorer
 from utils.model import pretrained
-from utils.model.layout import choose_layout
+from utils.model.layout_trial import choose_layout
 from utils.model.positions import fix_positions
 from utils.model.reward_model import check_head
 

@@ -32,7 +32,7 @@ from utils.data.comparison import Comparison
 from utils.evaluation.encoder import make_encoder
 from utils.evaluation.settings import parse_evaluation_arguments
 from utils.model import pretrained
-from utils.model.layout import choose_layout
+from utils.model.layout_trial import choose_layout
 from utils.settings import InputError
 from utils.training.settings import parse_training_arguments
 

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 
 from utils.data.batching import PackedCollator, PaddedCollator
 from utils.model import pretrained
-from utils.model.layout import choose_layout
+from utils.model.layout_trial import choose_layout
 from utils.model.positions import fix_positions
 from utils.model.reward_model import RewardModel, check_head
 from utils.model.shared_prefix import SHARED_PREFIX

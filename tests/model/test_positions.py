@@ -19,7 +19,7 @@ from tests.conftest import (
 )
 from tests.model.test_families import PACKED, PADDED, make_config
 from utils.evaluation.settings import parse_evaluation_arguments
-from utils.model.layout import choose_layout
+from utils.model.layout_trial import choose_layout
 from utils.model.positions import fix_positions, rope_parameters
 from utils.settings import InputError
 

@@ -22,7 +22,7 @@ from transformers import (
 from utils.data.batching import PackedCollator, PaddedCollator, Segments
 from utils.data.token_rows import empty_row
 from utils.data.tokenization import common_prefix_length
-from utils.model.layout import choose_layout
+from utils.model.layout_trial import choose_layout
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import SHARED_PREFIX, RowKeys, shared_prefix_attention
 from utils.settings import InputError
