@@ -1,9 +1,9 @@
 """Which rows train, which evaluate, and why each other one is left out.
 
 A row that shows by itself that it cannot be used (malformed, empty, too long, tied, ...) says so in
-its column `dropped`, which `ComparisonTokenizer.rows` in tokenization.py fills. What shows only among
-all rows (duplicates, leaks, what is held out, ...) is found here, by `choose_rows`. `Reason` in
-token_rows.py lists both, in their order.
+its column `dropped`, which `ComparisonTokenizer.rows` in tokenization.py fills. What shows only
+among all rows (duplicates, leaks, what is held out, ...) is found here, by `choose_rows`. `Reason`
+in token_rows.py lists both, in their order.
 """
 
 from collections.abc import Sequence
