@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from utils.settings import InputError, stop_on_signals
+from utils.settings import InputError, Stopped, stop_on_signals
 from utils.training.settings import TrainingSettings, parse_training_arguments
 
 # A wrong flag is answered before the seconds that the imports below take.
@@ -25,7 +25,7 @@ from transformers import PreTrainedConfig
 
 from utils import distributed
 from utils.audit.audit import audit
-from utils.data.batching import make_collator
+from utils.data.packing import make_collator
 from utils.data.row_selection import Split, choose_rows, join_rows
 from utils.estimates import estimate_seconds, print_estimate
 from utils.model import pretrained
@@ -38,7 +38,7 @@ from utils.training.folders import check_folders
 from utils.training.log import RunLog, write_arguments
 from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
-from utils.training.model import build_model, check_model, prepare_text
+from utils.training.model import build_model, check_model, make_training_encoder
 from utils.training.plan import plan_evaluation, plan_run, show_plan
 from utils.training.resume import Resume
 from utils.training.saving import ModelSaver, conclude
@@ -74,7 +74,7 @@ def main(args: TrainingSettings) -> None:
     resume = Resume(args, device)
 
     # The data: token rows, why some are not used, and what is found in them.
-    args, encoder = prepare_text(args, config, resume.template_date)
+    args, encoder = make_training_encoder(args, config, resume.template_date)
     inputs = loss_inputs(args)
     splits = choose_rows(args, encoder, inputs, args.seed)
     look_at_data(args, config, splits, device)
@@ -98,7 +98,7 @@ def main(args: TrainingSettings) -> None:
     resume.load(engine)
 
     # What is written from here on.
-    remove_foreign_states(args, resume.state)
+    remove_foreign_states(args, resume.checkpoint)
     write_arguments(args, ds_config, data.counts, plan.batch_size)
     throughput = Throughput(engine.module.model, device, args.dtype, distributed.world_size())
     log = RunLog(
@@ -121,7 +121,7 @@ def main(args: TrainingSettings) -> None:
         log=log,
         progress=resume.progress,
         epoch_size=plan.epoch_size,
-        run=plan.identity.state(),
+        run=plan.identity.as_dict(),
         save_model=save_model,
         best=resume.best_model(),
     )
@@ -162,8 +162,8 @@ if __name__ == "__main__":
         main(ARGS)
     except SystemExit as stop:
         exit_code = int(stop.code or 0)
-    except KeyboardInterrupt as stop:  # once it trains, Trainer saves the state
-        exit_code = stop.args[0]
+    except Stopped as stop:  # once it trains, Trainer saves the state
+        exit_code = stop.exit_code
         distributed.log("stopped before the first step; the same command begins again")
     except (InputError, CheckError, FloatingPointError) as error:
         exit_code = 2 if isinstance(error, InputError) else 1

@@ -14,7 +14,8 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from typing import TextIO
 
-from utils.settings import InputError, stop_on_signals  # first: it says which package is missing
+# First, since it says which package is missing.
+from utils.settings import InputError, Stopped, stop_on_signals
 
 # isort: split
 from utils.evaluation.settings import ScorerSettings, parse_evaluation_arguments
@@ -29,10 +30,10 @@ from transformers import PreTrainedConfig
 
 from utils import distributed
 from utils.benchmarks.layouts import PUBLIC_BENCHMARKS, open_benchmark
-from utils.data.batching import make_collator
+from utils.data.packing import make_collator
 from utils.data.tokenization import ComparisonTokenizer
 from utils.evaluation.compare import compare_models
-from utils.evaluation.encoder import make_encoder
+from utils.evaluation.encoder import make_scoring_encoder
 from utils.evaluation.evaluation import evaluate
 from utils.evaluation.folder import begin_evaluation, check_evaluation_folder
 from utils.evaluation.forms import FORMS, chosen_form, make_data
@@ -83,7 +84,7 @@ def score(args: ScorerSettings, output: TextIO | None) -> None:
 
     # How text becomes tokens, and tokens become batches.
     tokenizer = pretrained.load_tokenizer(path, trust)
-    args, encoder = make_encoder(args, config, tokenizer, checked.is_deepspeed_chat)
+    args, encoder = make_scoring_encoder(args, config, tokenizer, checked.is_deepspeed_chat)
     distributed.log(*fix_positions(config, encoder.settings.max_seq_len))
     layout, notes = choose_layout(config, args.batch_layout, encoder.settings.max_seq_len)
     args = replace(args, batch_layout=layout)
@@ -165,10 +166,12 @@ def score_sources(
         if form := chosen_form(args):
             make_data(scorer, sources, FORMS[form], file)
         else:
-            sections = PUBLIC_BENCHMARKS[args.benchmark].sections if args.benchmark else None
-            evaluate(args, scorer, sources, file, sections)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(*stop.args, file.state()) from None
+            benchmark = PUBLIC_BENCHMARKS[args.benchmark] if args.benchmark else None
+            score_benchmark = benchmark.score if benchmark else None
+            evaluate(args, scorer, sources, file, score_benchmark)
+    except Stopped as stop:
+        stop.saved = file.state()
+        raise
 
 
 if __name__ == "__main__":
@@ -180,10 +183,10 @@ if __name__ == "__main__":
         if distributed.is_first_on_node():
             print(f"error: {error}", file=sys.stderr)
         exit_code = 2
-    except KeyboardInterrupt as stop:
-        exit_code, *saved = stop.args
+    except Stopped as stop:
+        exit_code = stop.exit_code
         if distributed.is_main():
-            print(f"stopped; {' '.join(saved) or 'nothing was written'}", file=sys.stderr)
+            print(f"stopped; {stop.saved or 'nothing was written'}", file=sys.stderr)
 
     if distributed.world_size() > 1:
         distributed.leave(exit_code)

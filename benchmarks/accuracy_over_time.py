@@ -25,14 +25,15 @@ import torch
 import transformers
 
 from benchmarks.contestants import explode
-from utils.data.batching import load_batches, make_collator
 from utils.data.cache import load_source
+from utils.data.packing import make_collator
 from utils.data.sampling import Grouping, evaluation_plan
 from utils.data.sources.names import Source
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 from utils.evaluation.scoring import evaluate_batches
 from utils.model.reward_model import RewardModel
 from utils.output.pictures import ACCENT, DARK, picture
+from utils.training.plan import load_batches
 
 ROOT = Path(__file__).parents[1]
 RATE, WARMUP = 1e-3, 0.1

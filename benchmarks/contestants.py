@@ -10,8 +10,8 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from utils import distributed
-from utils.data.batching import PackedCollator, PaddedCollator
 from utils.data.comparison import ranked_pairs
+from utils.data.packing import PackedCollator, PaddedCollator
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import SHARED_PREFIX
 from utils.training.engine import build_engine, deepspeed_config

@@ -28,8 +28,8 @@ import transformers
 
 from benchmarks.contestants import make_model
 from utils import distributed
-from utils.data.batching import make_collator
 from utils.data.comparison import Comparison
+from utils.data.packing import make_collator
 from utils.data.sources.names import parse_place
 from utils.data.tokenization import ComparisonTokenizer, TextSettings
 from utils.demo import write_demo

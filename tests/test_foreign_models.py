@@ -29,7 +29,7 @@ from tests.conftest import (
 )
 from tests.data.chat_styles import GEMMA, GRANITE, LLAMA, QWEN
 from utils.data.comparison import Comparison
-from utils.evaluation.encoder import make_encoder
+from utils.evaluation.encoder import make_scoring_encoder
 from utils.evaluation.settings import parse_evaluation_arguments
 from utils.model import pretrained
 from utils.model.layout_trial import choose_layout
@@ -76,7 +76,7 @@ def load_scorer(folder, *words):
     args = replace(args, batch_layout=layout)
     checked = pretrained.check_weights(str(folder), config)
     tokenizer = pretrained.load_tokenizer(str(folder))
-    args, encoder = make_encoder(args, config, tokenizer, checked.is_deepspeed_chat)
+    args, encoder = make_scoring_encoder(args, config, tokenizer, checked.is_deepspeed_chat)
     return rw_eval.load_scorer(args, config, encoder, torch.device("cpu"))
 
 

@@ -10,7 +10,8 @@ from tests.conftest import read_metrics, train_opt_tokenizer, write_jsonl
 from tests.data.formats.test_readers import SAME, SAME_TEXT
 from tests.data.loading import load, make_encoder
 from tests.forking import run_program
-from utils.data.batching import LossInputs, make_collator
+from utils.data.batch import LossInputs
+from utils.data.packing import make_collator
 
 LAYOUTS = {**SAME, "nectar": SAME_TEXT["nectar"]}
 ROWS = 6

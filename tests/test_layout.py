@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "output": {"settings"},
     "demo": set(),
     "data": {"settings", "output", "distributed", "hub_errors"},
-    "model": {"settings", "hub_errors", "data.batching"},
+    "model": {"settings", "hub_errors", "data.batch", "data.packing"},
     "evaluation": {"settings", "output", "distributed", "data"},
     "benchmarks": {"settings", "data", "evaluation.rows"},
     "audit": {"output", "data"},
@@ -38,7 +38,7 @@ def room_of(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Names under `utils` that a file imports, such as data.batching."""
+    """Names under `utils` that a file imports, such as data.batch."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == "utils":
@@ -81,9 +81,9 @@ def test_the_rules_have_no_circle():
 
 
 def test_light_rooms_import_with_torch_alone():
-    """loss, batching and metrics need neither DeepSpeed nor datasets nor transformers."""
+    """loss, packing and metrics need neither DeepSpeed nor datasets nor transformers."""
     heavy = {"deepspeed", "datasets", "transformers", "peft"}
-    for start in ("training/loss.py", "data/batching.py", "evaluation/metrics.py"):
+    for start in ("training/loss.py", "data/packing.py", "evaluation/metrics.py"):
         waiting, seen = [ROOT / "utils" / start], set()
         while waiting:
             path = waiting.pop()

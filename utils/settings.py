@@ -26,8 +26,21 @@ class InputError(Exception):
     """
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or Ctrl-C ends the program.
+
+    Attributes:
+        exit_code: 128 + the signal's number.
+        saved: a sentence on what was written before; "" if nothing was.
+    """
+
+    def __init__(self, exit_code: int):
+        super().__init__(exit_code)
+        self.exit_code, self.saved = exit_code, ""
+
+
 def stop_on_signals() -> None:
-    """Let SIGTERM and Ctrl-C raise KeyboardInterrupt with the exit code, 128 + the signal's number.
+    """Let SIGTERM and Ctrl-C raise Stopped.
 
     A program that does not catch it, since it is still being loaded, ends with a line.
     """
@@ -35,15 +48,15 @@ def stop_on_signals() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers repeat it
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
-        raise KeyboardInterrupt(128 + number)
+        raise Stopped(128 + number)
 
     def end(kind: type, error: BaseException, trace: TracebackType | None) -> None:
-        if not isinstance(error, KeyboardInterrupt):
+        if not isinstance(error, Stopped):
             sys.__excepthook__(kind, error, trace)
             return
         if os.environ.get("RANK", "0") == "0":
             print("stopped while it was loading; nothing was done", file=sys.stderr, flush=True)
-        os._exit(error.args[0] if error.args else 130)
+        os._exit(error.exit_code)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

@@ -27,7 +27,7 @@ def record(comparison, scores, row_id=None):
 
 def sections(name, records):
     """Of an iterator, so that only one pass is possible; the result must be JSON."""
-    result = PUBLIC_BENCHMARKS[name].sections(iter(records))
+    result = PUBLIC_BENCHMARKS[name].score(iter(records))
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["name"] == name
     return result

@@ -23,7 +23,7 @@ def open_at(monkeypatch):
 
     def open_at(path, **changes):
         options = {"hub": None, "split": None, "download": "it", "read": read_name}
-        benchmark = Benchmark(**options | changes, sections=dict)
+        benchmark = Benchmark(**options | changes, score=dict)
         monkeypatch.setitem(layouts.PUBLIC_BENCHMARKS, "one", benchmark)
         return open_benchmark("one", path and str(path))
 

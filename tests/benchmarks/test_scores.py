@@ -24,7 +24,7 @@ def wrong(source, number=1):
 
 def sections(name, records):
     """Of an iterator, so that only one pass is possible; the result must be JSON."""
-    result = PUBLIC_BENCHMARKS[name].sections(iter(records))
+    result = PUBLIC_BENCHMARKS[name].score(iter(records))
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["name"] == name
     return result

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from utils.data.batching import PaddedCollator, end_positions
+from utils.data.batch import end_positions
 from utils.data.comparison import Comparison
+from utils.data.packing import PaddedCollator
 from utils.data.tokenization import (
     ComparisonTokenizer,
     TextSettings,

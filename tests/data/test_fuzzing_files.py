@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import make_pairs
 from tests.data.loading import make_encoder
-from utils.data.batching import NO_INPUTS
+from utils.data.batch import NO_INPUTS
 from utils.data.row_selection import choose_rows, join_rows
 from utils.settings import InputError
 from utils.training.settings import parse_training_arguments

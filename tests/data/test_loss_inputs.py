@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from tests.conftest import slow_prefix
-from tests.data.test_batching import ALL_BUT_TOKENS, PAD, keys_of_ends, random_rows
-from utils.data.batching import LossInputs, PackedCollator, PaddedCollator
+from tests.data.test_packing import ALL_BUT_TOKENS, PAD, keys_of_ends, random_rows
+from utils.data.batch import LossInputs
+from utils.data.packing import PackedCollator, PaddedCollator
 
 
 def slow_pairs(rows):

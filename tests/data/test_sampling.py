@@ -3,7 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from utils.data.batching import PaddedCollator
+from utils.data.packing import PaddedCollator
 from utils.data.sampling import Grouping, Mixture, TrainingPlan, evaluation_plan, padded_tokens
 
 SHAPES = pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data.batching import PaddedCollator
+from utils.data.packing import PaddedCollator
 from utils.data.token_rows import empty_row
 from utils.evaluation.metrics import SUMS, comparison_sums, summarize, summarize_sources
 

@@ -9,8 +9,8 @@ from torch import nn
 from tests.conftest import TEXTS, make_pairs
 from tests.evaluation.test_metrics import make_rows, slow_summary
 from utils import distributed
-from utils.data.batching import PaddedCollator, load_batches, make_collator
 from utils.data.comparison import Comparison
+from utils.data.packing import PaddedCollator, make_collator
 from utils.data.sampling import Grouping, evaluation_plan
 from utils.data.token_rows import empty_row
 from utils.data.tokenization import ComparisonTokenizer, TextSettings
@@ -18,6 +18,7 @@ from utils.evaluation.metrics import SOURCE_METRICS, comparison_sums, summarize
 from utils.evaluation.scoring import Scorer, Sources, evaluate_batches, score_batches
 from utils.model import pretrained
 from utils.settings import InputError
+from utils.training.plan import load_batches
 
 
 class Noisy(nn.Module):

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, set_seed
 
 from tests.conftest import TEXTS, save_language_model
-from utils.data.batching import PaddedCollator
 from utils.data.comparison import Comparison
+from utils.data.packing import PaddedCollator
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 from utils.model import pretrained
 from utils.settings import InputError

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as FAMILIES,
 )
 
-from utils.data.batching import PackedCollator, PaddedCollator
+from utils.data.packing import PackedCollator, PaddedCollator
 from utils.model import pretrained
 from utils.model.layout_trial import choose_layout
 from utils.model.positions import fix_positions

@@ -10,8 +10,9 @@ from transformers import (
 )
 
 from tests.conftest import SIZES, make_pairs, save_language_model, slow_prefix
-from utils.data.batching import Batch, LossInputs, PackedCollator, PaddedCollator
+from utils.data.batch import Batch, LossInputs
 from utils.data.comparison import Comparison
+from utils.data.packing import PackedCollator, PaddedCollator
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 from utils.model import pretrained
 from utils.model.reward_model import RewardModel

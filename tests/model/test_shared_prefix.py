@@ -19,7 +19,8 @@ from transformers import (
     set_seed,
 )
 
-from utils.data.batching import PackedCollator, PaddedCollator, Segments
+from utils.data.batch import Segments
+from utils.data.packing import PackedCollator, PaddedCollator
 from utils.data.token_rows import empty_row
 from utils.data.tokenization import common_prefix_length
 from utils.model.layout_trial import choose_layout

@@ -5,8 +5,8 @@ import torch
 from transformers import set_seed
 
 from tests.conftest import save_language_model
-from utils.data.batching import make_collator
 from utils.data.comparison import Comparison
+from utils.data.packing import make_collator
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 from utils.model import pretrained
 

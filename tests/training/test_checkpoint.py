@@ -105,8 +105,8 @@ def test_a_run_begins_at_its_state_or_at_step_0(arguments, capsys):
         folder = save(arguments(), 7 + bool(date), run=run)
         old = Resume(arguments("--resume_from_checkpoint", folder), CPU)
         assert f"going on from {folder}" in capsys.readouterr().out
-        assert old.progress == old.state.progress and old.progress.step == 7 + bool(date)
-        assert (old.log, old.template_date) == (old.state.log, date)
+        assert old.progress == old.checkpoint.progress and old.progress.step == 7 + bool(date)
+        assert (old.log, old.template_date) == (old.checkpoint.log, date)
         old.check(identity)
         with pytest.raises(InputError, match="but this run has"):
             old.check(replace(identity, run=dict.fromkeys(RUN, "other")))
@@ -243,7 +243,7 @@ def test_what_trains_otherwise_from_here_on_is_said(arguments, capsys):
 def test_every_class_of_flags_reaches_the_check(arguments, capsys):
     """The values that a run is saved with, against those of another command line."""
     common = ("--eval_data_path", "e", "--max_steps", 9, "--dtype", "fp32")
-    folder = save(arguments(), 3, **RunIdentity.of(arguments(*common)).state())
+    folder = save(arguments(), 3, **RunIdentity.of(arguments(*common)).as_dict())
     resume = Resume(arguments("--resume_from_checkpoint", folder), CPU)
     for words in (
         ("--lr_scheduler_type", "linear"),
@@ -350,17 +350,17 @@ def test_states_of_another_run_are_removed(
 def test_a_state_of_as_many_ranks_is_loaded_as_it_stands(arguments):
     folder = save(arguments(), 4)
     resume = Resume(arguments(*LATEST), CPU)
-    found = resume.state
+    found = resume.checkpoint
     for stage, written_by in ((0, 1), (2, 1), (0, 4)):  # in stage 0 nothing is in pieces
         config = {"zero_optimization": {"stage": stage}}
         before = json.dumps(config)
-        resume.state = replace(found, world_size=written_by)
+        resume.checkpoint = replace(found, world_size=written_by)
         resume.prepare(config)
-        assert resume.folder == folder
+        assert resume.load_folder == folder
         assert json.dumps(config) == before
 
     nodes = Resume(arguments(*LATEST, "--use_node_local_storage"), CPU)
-    nodes.state = replace(found, world_size=4)
+    nodes.checkpoint = replace(found, world_size=4)
     with pytest.raises(InputError, match="written by 4 .* this run has 1: the number must st"):
         nodes.prepare({"zero_optimization": {"stage": 3}})
 

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, OPTConfig, set_seed
 
 from tests.killing import is_killed
-from utils.data.batching import PaddedCollator, load_batches
+from utils.data.packing import PaddedCollator
 from utils.data.sampling import Grouping, Mixture, TrainingPlan, evaluation_plan
 from utils.data.token_rows import empty_row
 from utils.evaluation.scoring import Sources
@@ -26,6 +26,7 @@ from utils.training.checkpoint import NO_MODEL, forget_saved_model
 from utils.training.log import RunLog
 from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
+from utils.training.plan import load_batches
 from utils.training.resume import Resume
 from utils.training.settings import parse_training_arguments
 from utils.training.throughput import Throughput
@@ -155,8 +156,8 @@ def train(folder, engine, *words, eval_batch=4, mixture=None):
     args = replace(args, dtype="fp32", gradient_accumulation_steps=ACCUMULATION)
     resume = Resume(args, CPU)
     progress = resume.progress
-    if resume.state:
-        engine.load(resume.state.folder)
+    if resume.checkpoint:
+        engine.load(resume.checkpoint.folder)
     folder.mkdir(exist_ok=True)
     group = Grouping.of(TRAIN, "padded", 2, accumulation=ACCUMULATION)
     plan = TrainingPlan(

@@ -18,7 +18,7 @@ from tests.training.test_loop import (
     signal_handlers,  # noqa: F401, a fixture
     train,
 )
-from utils.data.batching import PaddedCollator
+from utils.data.packing import PaddedCollator
 from utils.evaluation.metrics import SUMS
 from utils.model.reward_model import RewardModel
 from utils.training.loop import run_step

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.conftest import slow_prefix
-from utils.data.batching import LossInputs, PaddedCollator
+from utils.data.batch import LossInputs
+from utils.data.packing import PaddedCollator
 from utils.data.token_rows import empty_row
 from utils.training.loss import (
     centering_loss,

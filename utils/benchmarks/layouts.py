@@ -29,7 +29,7 @@ class Benchmark(NamedTuple):
         read: `read(row, source) -> Comparison`, whose source is the subset. `source` is the file's
             path within the folder without its suffix. ValueError: the row is no row of the
             benchmark; KeyError: it lacks a column.
-        sections: `sections(records) -> dict` of the records of scores.jsonl: name; sections (score
+        score: `score(records) -> dict` of the records of scores.jsonl: name; sections (score
             by name, 0 to 1) and overall, None where they do not exist; subsets (accuracy,
             comparisons and unscored of each); incomplete (for a subset or section with another
             number of comparisons than the benchmark has: the two numbers); unknown (comparisons in
@@ -41,7 +41,7 @@ class Benchmark(NamedTuple):
     split: str | None
     download: str
     read: Reader
-    sections: Callable[[Iterable[dict]], dict]
+    score: Callable[[Iterable[dict]], dict]
     files: str = "*"
 
 
@@ -132,35 +132,35 @@ PUBLIC_BENCHMARKS = {
         split="filtered",
         download="data/filtered-00000-of-00001.parquet of the hub data set",
         read=_read_rewardbench,
-        sections=scores.rewardbench,
+        score=scores.rewardbench,
     ),
     "rewardbench2": Benchmark(
         hub="allenai/reward-bench-2",
         split="test",
         download="data/test-00000-of-00001.parquet of the hub data set",
         read=_read_rewardbench2,
-        sections=scores.rewardbench2,
+        score=scores.rewardbench2,
     ),
     "rm-bench": Benchmark(
         hub="THU-KEG/RM-Bench",
         split="train",
         download="total_dataset.json of the hub data set",
         read=_read_rm_bench,
-        sections=scores.rm_bench,
+        score=scores.rm_bench,
     ),
     "judgebench": Benchmark(
         hub="ScalerLab/JudgeBench",
         split="gpt",
         download="data/gpt-00000-of-00001.jsonl of the hub data set, or data/claude-...",
         read=_read_judgebench,
-        sections=scores.judgebench,
+        score=scores.judgebench,
     ),
     "llmbar": Benchmark(
         hub=None,
         split=None,
         download="the folder Dataset/LLMBar of https://github.com/princeton-nlp/LLMBar",
         read=_read_llmbar,
-        sections=scores.llmbar,
+        score=scores.llmbar,
         files="dataset.json",  # others beside it hold what judges said
     ),
 }

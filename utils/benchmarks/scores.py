@@ -304,7 +304,7 @@ def _result(
     judged: pd.DataFrame,
     sizes: dict[str, int],
 ) -> dict:
-    """What Benchmark.sections returns.
+    """What Benchmark.score returns.
 
     Args:
         name, sections, overall: as returned, with NaN for None.

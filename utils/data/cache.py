@@ -15,6 +15,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from itertools import starmap
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import filelock
@@ -97,14 +98,26 @@ class SplitTokenizer:
             return str(error).encode(errors="backslashreplace").decode()[:500]
 
 
+class SourceSplits(NamedTuple):
+    """What tokenises a source: its rows to train, and those of a test split if it has one.
+
+    Attributes:
+        cap: how many rows are taken of it; None: all.
+    """
+
+    train: SplitTokenizer
+    test: SplitTokenizer | None
+    cap: int | None
+
+
 def open_paths(
     words: Sequence[str],
     flag: str,
     encoder: ComparisonTokenizer,
     layout: str | None = None,
     columns: Sequence[str] | None = None,
-) -> list[list[SplitTokenizer]]:
-    """What tokenises each source: its rows to train, and those to test if it has such a split.
+) -> list[SourceSplits]:
+    """What tokenises each source.
 
     Says once of each source which of its columns are read; nothing is tokenised yet.
 
@@ -117,21 +130,26 @@ def open_paths(
     """
     opened = []
     for source in parse_sources(words, flag, layout, columns):
-        opened.append(split_tokenizers(source, encoder))
-        distributed.log(*dict.fromkeys(split.note for split in opened[-1]))
+        train, test, _ = splits = open_source_splits(source, encoder)
+        distributed.log(*dict.fromkeys(split.note for split in (train, test) if split))
+        opened.append(splits)
     return opened
 
 
-def split_tokenizers(source: Source, encoder: ComparisonTokenizer) -> list[SplitTokenizer]:
-    """What tokenises the rows to train, and those of a test or validation split if there is one.
+def open_source_splits(source: Source, encoder: ComparisonTokenizer) -> SourceSplits:
+    """What tokenises a source; a validation split counts as one to test.
 
     The first process of each node fetches what is not on its disk; InputError as `open_paths`.
     """
     with distributed.first_on_node():
         texts = source.columns.texts() if source.columns else ()
         splits = open_splits(source.path, source.subset, source.revision, texts)
-        both = train_and_test(splits, source.place, source.split)
-        return [SplitTokenizer(split, source, encoder) for split in both if split]
+        train, test = train_and_test(splits, source.place, source.split)
+        return SourceSplits(
+            SplitTokenizer(train, source, encoder),
+            None if test is None else SplitTokenizer(test, source, encoder),
+            source.cap,
+        )
 
 
 def tokenize(
@@ -181,8 +199,9 @@ def load_source(
     folder: str | None = None,
     num_workers: int = 1,
 ) -> list[datasets.Dataset]:
-    """`split_tokenizers` and `tokenize` in one: rows to train, and to test if there are such."""
-    return [tokenize(split, folder, num_workers) for split in split_tokenizers(source, encoder)]
+    """`open_source_splits` and `tokenize` in one: rows to train, and to test if there are such."""
+    train, test, _ = open_source_splits(source, encoder)
+    return [tokenize(split, folder, num_workers) for split in (train, test) if split]
 
 
 def _write(file: Path, batches: Iterable[pa.RecordBatch]) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from utils import distributed
-from utils.data.batching import LossInputs
+from utils.data.batch import LossInputs
 from utils.data.cache import SplitTokenizer, open_paths, tokenize
 from utils.data.keys import comparison_keys, is_first
 from utils.data.sampling import Mixture
@@ -63,6 +63,11 @@ class Split:
         return self.reason == ""
 
     @property
+    def held_out(self) -> np.ndarray:
+        """Which rows of a split that trains evaluate: bool [n]."""
+        return self.reason == Reason.HELD_OUT
+
+    @property
     def usable(self) -> np.ndarray:
         """Which rows could be used for it, by what stands in them: bool [n]."""
         return ~self.reason.isin(UNUSABLE)
@@ -76,10 +81,10 @@ class Split:
         """Give these rows, bool [n], a reason, but for those that have one."""
         self.reason[rows & self.used] = reason
 
-    def keep_only(self, rows: np.ndarray, reason: Reason) -> None:
-        """Leave all others out: int64, numbers of the rows that stay."""
+    def keep_only(self, numbers: np.ndarray, reason: Reason) -> None:
+        """Leave out all rows but those of these numbers, int64."""
         others = np.ones(len(self.table), dtype=bool)
-        others[rows] = False
+        others[numbers] = False
         self.leave_out(others, reason)
 
 
@@ -125,26 +130,27 @@ def choose_rows(
         InputError: a source cannot be read.
     """
     how = encoder, settings.format, settings.columns
-    opened = open_paths(settings.data_path, "--data_path", *how)
+    sources = open_paths(settings.data_path, "--data_path", *how)
     given = open_paths(settings.eval_data_path or [], "--eval_data_path", *how)
 
     # In the order of Reason: a row keeps the first reason that it gets.
     train, evaluation, without_test = [], [], []
-    for rows, *test in opened:
-        split = _load(rows, settings, trains=True, ties=inputs.ties)
+    for source in sources:
+        split = _load(source.train, settings, trains=True, ties=inputs.ties)
         if settings.data_split:
             _keep_share(split, settings.data_split, seed)
-        _keep_cap(split, rows.source.cap)
+        _keep_cap(split, source.cap)
         train.append(split)
 
-        if not test:
+        if source.test is None:
             without_test.append(split)
         elif not given:
-            evaluation.append(_load(test[0], settings, kind=" (test)"))
+            evaluation.append(_load(source.test, settings, kind=" (test)"))
 
-    for splits in given:  # of a folder its test split, if it has one
-        evaluation.append(_load(splits[-1], settings))
-        _keep_cap(evaluation[-1], splits[-1].source.cap)
+    for source in given:  # of a folder its test split, if it has one
+        split = _load(source.test or source.train, settings)
+        _keep_cap(split, source.cap)
+        evaluation.append(split)
 
     if without_test and not given:
         _hold_out(train, without_test, settings.eval_fraction)
@@ -187,7 +193,7 @@ def used_rows(splits: Sequence[Split], *, train: bool) -> list[tuple[Split, np.n
     """The splits of which some rows train, or evaluate, and which of their rows do: bool [n]."""
     found = [(split, split.used) for split in splits if split.trains == train]
     if not train:
-        found += [(split, split.reason == Reason.HELD_OUT) for split in splits if split.trains]
+        found += [(split, split.held_out) for split in splits if split.trains]
     return [(split, rows) for split, rows in found if rows.any()]
 
 
@@ -332,7 +338,7 @@ def _why_none(settings: TrainingDataSettings, train: Sequence[Split], leaks: int
             "another --eval_data_path, with other prompts"
         )
 
-    is_used = [split.used | (split.reason == Reason.HELD_OUT) for split in train]
+    is_used = [split.used | split.held_out for split in train]
     keys = np.concatenate([s.prompt_keys[used] for s, used in zip(train, is_used, strict=True)])
     prompts = len(np.unique(keys))
     if not prompts:

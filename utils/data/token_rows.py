@@ -1,4 +1,7 @@
-"""The row that a comparison becomes when it is tokenised: its columns, and why it is not used."""
+"""The row that a comparison becomes when it is tokenised: its columns, and why it is not used.
+
+packing.py lays such rows out as a batch.
+"""
 
 from enum import StrEnum
 from typing import NamedTuple
@@ -20,7 +23,7 @@ class Reason(StrEnum):
     FEW = "fewer than two answers"
     CUT_IDENTICAL = "identical after truncation"
     IDENTICAL = "identical answers"
-    TIED = "tied"
+    TIED = "tied"  # the last of UNUSABLE
     OTHER_STEP = "for another step of --data_split"
     BEYOND_CAP = "beyond the number that is taken of its source"
     HELD_OUT = "held out: it evaluates and does not train"

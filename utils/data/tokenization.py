@@ -265,11 +265,6 @@ class ComparisonTokenizer:
         row["answer_starts"] = [start - cut for start in row["answer_starts"]]
 
 
-def usable_reasons(ties: bool) -> tuple[str, ...]:
-    """What `dropped` says of rows that can train; `ties`: whether those tied all over can."""
-    return ("", Reason.TIED) if ties else ("",)
-
-
 def _keep_answers(row: dict, kept: list[int]) -> None:
     """Leave out answers that are too long."""
     row["long_answers"] = len(row["answers"]) - len(kept)

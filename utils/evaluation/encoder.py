@@ -22,7 +22,7 @@ OVERRIDING = ("max_seq_len", "score_position", "apply_chat_template")  # flags, 
 LONGEST = 2048  # tokens, where nothing says what training took
 
 
-def make_encoder(
+def make_scoring_encoder(
     args: ScorerSettings,
     config: "PreTrainedConfig",
     tokenizer: "PreTrainedTokenizerBase",

@@ -21,13 +21,13 @@ def evaluate(
     scorer: Scorer,
     sources: list[OpenSource],
     file: LineFile,
-    benchmark_scores: Callable[[list[dict]], dict] | None = None,
+    score_benchmark: Callable[[list[dict]], dict] | None = None,
 ) -> None:
     """Score rows and print the metrics; write scores.jsonl and the report if there is a folder.
 
     Args:
         file: scores.jsonl; the lines that it has count too.
-        benchmark_scores: what a benchmark makes of all records; None: the rows are of none.
+        score_benchmark: what a benchmark makes of all records; None: the rows are of none.
 
     Raises:
         InputError: no answer has a score.
@@ -38,7 +38,7 @@ def evaluate(
     def add(part: list[dict]) -> None:
         counts.add(part)
         tallies.add(part)
-        if benchmark_scores:
+        if score_benchmark:
             records.extend(part)
 
     for part in file.read():
@@ -61,7 +61,7 @@ def evaluate(
         "label": args.label,
         "rows": asdict(counts),
         "results": tallies.results(),
-        "benchmark": benchmark_scores(records) if benchmark_scores else None,
+        "benchmark": score_benchmark(records) if score_benchmark else None,
     }
 
     print_results(report["results"])

@@ -9,7 +9,7 @@ import scipy
 import torch
 from torch.nn.functional import logsigmoid
 
-from utils.data.batching import Batch
+from utils.data.batch import Batch
 from utils.evaluation.score_tables import ScoreTables, portions, read_tables
 from utils.evaluation.statistics import accuracy_interval, best_temperature, correlation
 from utils.output.tables import with_total

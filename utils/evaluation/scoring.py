@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from utils import distributed
-from utils.data.batching import Batch
+from utils.data.batch import Batch
 from utils.data.comparison import Comparison
 from utils.data.sampling import MicroBatch
 from utils.data.tokenization import ComparisonTokenizer
@@ -95,7 +95,7 @@ class Scorer:
     Args:
         model: a RewardModel in evaluation mode.
         encoder: makes token ids of comparisons.
-        collate: makes batches of them (batching.make_collator).
+        collate: makes batches of them (packing.make_collator).
         device: where the model takes its batches.
         packed: the layout that `collate` makes.
         batch_size: comparisons in a batch; None fills batches with as many tokens as run well,

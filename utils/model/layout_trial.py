@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-from utils.data.batching import Batch, PackedCollator, PaddedCollator
+from utils.data.batch import Batch
+from utils.data.packing import PackedCollator, PaddedCollator
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import SHARED_PREFIX
 from utils.model.small_model import small_model

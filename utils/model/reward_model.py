@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from utils.data.batching import Batch
+from utils.data.batch import Batch
 from utils.model.shared_prefix import cut_last_layer
 from utils.settings import InputError
 

@@ -1,5 +1,7 @@
 """Attention over packed rows, where the answers of a comparison share one copy of their prompt.
 
+utils/data/packing.py lays the row out:
+
     row of tokens      [ prefix | tail 1 | tail 2 | tail 3 ][ next comparison ... ]
 
     a segment's queries            its keys: each query sees those up to its own place
@@ -17,7 +19,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from utils.data.batching import Segments
+from utils.data.batch import Segments
 from utils.settings import InputError
 
 SHARED_PREFIX = "shared_prefix"  # its name in AttentionInterface

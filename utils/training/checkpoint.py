@@ -59,7 +59,7 @@ class Checkpoint:
         folder: where it is.
         progress: how far the run was.
         log: what RunLog.state gave.
-        run, batch, flags: what RunIdentity.state gave (resume.py).
+        run, batch, flags: what RunIdentity.as_dict gave (resume.py).
         world_size: number of ranks that wrote it.
         saved_model: accuracy and step of what --save_best had put into the output folder;
             NO_MODEL if there was none, or another one. None: the state is older than this entry.

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from utils import distributed
-from utils.data.batching import make_collator
+from utils.data.packing import make_collator
 from utils.data.tokenization import ComparisonTokenizer
 from utils.evaluation.scoring import score_batches
 from utils.model import pretrained

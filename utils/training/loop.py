@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from utils import distributed
-from utils.data.batching import Batch
+from utils.data.batch import Batch
 from utils.evaluation.metrics import SUMS, comparison_sums
 from utils.evaluation.scoring import Sources, evaluate_batches
 from utils.training.checkpoint import NO_MODEL, Progress, save_checkpoint

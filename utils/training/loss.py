@@ -12,7 +12,7 @@ import math
 import torch
 from torch.nn.functional import logsigmoid
 
-from utils.data.batching import Batch, LossInputs
+from utils.data.batch import Batch, LossInputs
 from utils.training.settings import LossSettings
 
 
@@ -60,6 +60,8 @@ def training_loss(
             assert values is not None and batch.token_pairs is not None
             assert batch.token_owner is not None
             loss = token_pairwise_loss(values, batch.token_pairs, batch.token_owner, weight)
+        case name:
+            raise NotImplementedError(f"--loss {name}")
 
     if batch.ties is not None and batch.tie_weight is not None:
         loss = loss + tie_loss(scores, batch.ties, batch.tie_weight, args.tie_threshold)

@@ -32,7 +32,7 @@ def check_model(args: TrainingSettings, config: PreTrainedConfig) -> None:
         find_layers(empty.base_model, args.lora_module_name)
 
 
-def prepare_text(
+def make_training_encoder(
     args: TrainingSettings, config: PreTrainedConfig, date_before: str | None = None
 ) -> tuple[TrainingSettings, ComparisonTokenizer]:
     """The settings with what the tokenizer says, and what makes rows of comparisons.

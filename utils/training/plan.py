@@ -1,16 +1,23 @@
 """What a run still has to compute: its micro-batches, counted and shown before the first runs."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import datasets
 import torch
 
 from utils import distributed
-from utils.data.batching import Batch, Collate, load_batches
+from utils.data.batch import Batch, Collate
 from utils.data.row_selection import TrainingData
-from utils.data.sampling import Grouping, TrainingPlan, evaluation_plan, padded_tokens
+from utils.data.sampling import (
+    Grouping,
+    MicroBatch,
+    TrainingPlan,
+    evaluation_plan,
+    padded_tokens,
+)
 from utils.data.tokenization import ComparisonTokenizer
 from utils.evaluation.scoring import Sources
 from utils.training.checkpoint import Progress
@@ -36,6 +43,33 @@ class RunPlan(NamedTuple):
     batch_size: float
     identity: RunIdentity
     tokens: dict[str, int]
+
+
+class PlannedBatches(torch.utils.data.Dataset):
+    """A map-style data set whose i-th item is the batch of the i-th micro-batch of a plan.
+
+    Args:
+        rows: data set of tokenised comparisons.
+        plan: micro-batches (sampling.py).
+        collate: makes a batch of the rows and weights of one.
+    """
+
+    def __init__(self, rows: datasets.Dataset, plan: Sequence[MicroBatch], collate: Collate):
+        self.rows, self.plan, self.collate = rows, plan, collate
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: int) -> Batch:
+        micro_batch = self.plan[number]
+        return self.collate(self.rows.__getitems__(micro_batch.rows), micro_batch.weights)
+
+
+def load_batches(
+    rows: datasets.Dataset, plan: Sequence[MicroBatch], collate: Collate
+) -> torch.utils.data.DataLoader:
+    """Batches in the order of a plan; the arguments are those of PlannedBatches."""
+    return torch.utils.data.DataLoader(PlannedBatches(rows, plan, collate), batch_size=None)
 
 
 def plan_run(

@@ -72,8 +72,8 @@ class RunIdentity:
 
         return cls(run | (data or {}), batch, flags)
 
-    def state(self) -> dict:
-        """What training states are saved with of it: run, batch and flags of a Checkpoint."""
+    def as_dict(self) -> dict:
+        """What training states are saved with: run, batch and flags of a Checkpoint."""
         flags = {name: value for name, (value, _) in self.flags.items()}
         return {"run": self.run, "batch": self.batch, "flags": flags}
 
@@ -82,9 +82,9 @@ class Resume:
     """Where a run begins, and how it comes there. Without a state, its methods do nothing.
 
     Attributes:
-        state: what --resume_from_checkpoint means; None: the run begins at step 0.
+        checkpoint: what --resume_from_checkpoint means; None: the run begins at step 0.
         progress: how far the run is; the loop keeps it up to date.
-        folder: where the engine loads the state from, once there is one that fits (`prepare`).
+        load_folder: where the engine loads it from; None until `prepare` has made it fit.
 
     Args:
         args: the command line.
@@ -96,36 +96,37 @@ class Resume:
 
     def __init__(self, args: TrainingSettings, device: torch.device):
         self.args = args
-        self.state = find_checkpoint(args, device)
-        self.progress = self.state.progress if self.state else Progress()
-        if self.state:
-            distributed.log(f"going on from {self.state.folder}")
+        self.checkpoint = find_checkpoint(args, device)
+        self.progress = self.checkpoint.progress if self.checkpoint else Progress()
+        self.load_folder: Path | None = None
+        if self.checkpoint:
+            distributed.log(f"going on from {self.checkpoint.folder}")
 
     @property
     def log(self) -> dict | None:
         """What RunLog.state gave there."""
-        return self.state.log if self.state else None
+        return self.checkpoint.log if self.checkpoint else None
 
     @property
     def template_date(self) -> str | None:
         """The date that the chat template writes in the rows that have trained."""
-        return self.state.run.get("--chat_template_date") if self.state else None
+        return self.checkpoint.run.get("--chat_template_date") if self.checkpoint else None
 
     def best_model(self) -> tuple[float, int]:
         """Accuracy and step of the model that --save_best has put there, NO_MODEL if none."""
-        if not (self.state and self.args.save_best):
+        if not (self.checkpoint and self.args.save_best):
             return NO_MODEL
 
         folder = Path(self.args.output_dir)
         has_model = distributed.from_main((folder / "config.json").exists())
-        if not (has_model and is_inside(self.state.folder, states_folder(self.args))):
+        if not (has_model and is_inside(self.checkpoint.folder, states_folder(self.args))):
             return NO_MODEL
 
-        accuracy, step = self.state.saved_model or NO_MODEL
+        accuracy, step = self.checkpoint.saved_model or NO_MODEL
         if accuracy < 0:
             distributed.log(
-                f"{self.state.folder} does not say that --save_best chose the model in {folder}, "
-                "so it counts as none: the first evaluation from here on replaces it"
+                f"{self.checkpoint.folder} does not say that --save_best chose the model in "
+                f"{folder}, so it counts as none: the first evaluation from here on replaces it"
             )
             return NO_MODEL
         return accuracy, int(step)
@@ -136,10 +137,10 @@ class Resume:
         Raises:
             InputError: something that must be equal differs.
         """
-        if self.state is None:
+        if self.checkpoint is None:
             return
 
-        state, folder = self.state, self.state.folder
+        state, folder = self.checkpoint, self.checkpoint.folder
         for name, value in identity.run.items():
             if name in state.run and value != state.run[name]:
                 raise InputError(
@@ -177,10 +178,10 @@ class Resume:
         Raises:
             InputError: the pieces are on several disks, or DeepSpeed cannot load what is in files.
         """
-        if self.state is None:
+        if self.checkpoint is None:
             return
 
-        zero, state = ds_config["zero_optimization"], self.state
+        zero, state = ds_config["zero_optimization"], self.checkpoint
         if zero.get("offload_optimizer", {}).get("device") == "nvme":
             # DeepSpeed 0.19 copies the files back, but does not tell the optimiser of them.
             raise InputError(
@@ -189,7 +190,7 @@ class Resume:
                 "--offload cpu"
             )
 
-        self.folder, ranks = state.folder, distributed.world_size()
+        self.load_folder, ranks = state.folder, distributed.world_size()
         if state.world_size == ranks or zero["stage"] == 0:
             return
         if self.args.use_node_local_storage:
@@ -199,28 +200,30 @@ class Resume:
             )
 
         ds_config.setdefault("checkpoint", {})["load_universal"] = True
-        self.folder = state.folder.parent / f"universal{PARTIAL}" / state.folder.name
+        self.load_folder = state.folder.parent / f"universal{PARTIAL}" / state.folder.name
         if distributed.is_main():
             distributed.log(f"the state of {state.world_size} processes is made ready for {ranks}")
-            _write_universal(state.folder, self.folder, zero["stage"])
+            _write_universal(state.folder, self.load_folder, zero["stage"])
         distributed.barrier()
 
     def load(self, engine: "DeepSpeedEngine") -> None:
         """Load weights, optimiser, schedule and loss scale from what `prepare` made."""
-        if self.state is None:
+        if self.checkpoint is None:
             return
+        folder = self.load_folder
+        assert folder, "prepare comes first"
 
         groups = [dict(group) for group in engine.optimizer.param_groups]
-        with chdir(self.folder.parent):  # DeepSpeed takes the names of folders above for patterns
-            path, _ = engine.load_checkpoint(".", tag=self.folder.name)
+        with chdir(folder.parent):  # DeepSpeed takes the names of folders above for patterns
+            path, _ = engine.load_checkpoint(".", tag=folder.name)
         if path is None:
-            raise RuntimeError(f"DeepSpeed found no training state in {self.folder}")
+            raise RuntimeError(f"DeepSpeed found no training state in {folder}")
         distributed.barrier()
 
-        if self.folder != self.state.folder:
+        if folder != self.checkpoint.folder:
             _repair_optimizer(engine, groups)
             if distributed.is_main():
-                shutil.rmtree(self.folder.parent)
+                shutil.rmtree(folder.parent)
         distributed.log("weights (the head's too), optimiser and schedule are those of the state")
 
 

@@ -12,7 +12,7 @@ from utils.data.rendering.templates import fix_date, set_chat_template
 from utils.data.tokenization import text_key
 from utils.model import pretrained
 from utils.settings import InputError
-from utils.training.model import prepare_text
+from utils.training.model import make_training_encoder
 from utils.training.settings import parse_training_arguments
 
 TOOLS = [{"type": "function", "function": {"name": "look_up", "description": "says </s> <pad>"}}]
@@ -147,7 +147,7 @@ def test_a_run_keeps_the_date_that_it_began_with(tmp_path, opt_tokenizer, monkey
 
     def prepare(*more, before=None):
         args = parse_training_arguments([*words, "--max_seq_len", "64", *more])
-        args, encoder = prepare_text(args, pretrained.load_config(folder), before)
+        args, encoder = make_training_encoder(args, pretrained.load_config(folder), before)
         return args.chat_template_date, encoder
 
     today, encoder = prepare()

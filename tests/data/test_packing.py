@@ -8,18 +8,13 @@ import pytest
 import torch
 
 from tests.conftest import slow_prefix
-from utils.data.batching import (
-    LossInputs,
-    PackedCollator,
-    PaddedCollator,
-    PlannedBatches,
-    Segments,
-    make_collator,
-)
+from utils.data.batch import LossInputs, Segments
 from utils.data.comparison import Comparison
+from utils.data.packing import PackedCollator, PaddedCollator, make_collator
 from utils.data.sampling import MicroBatch
 from utils.data.token_rows import empty_row
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
+from utils.training.plan import PlannedBatches
 
 PAD = 1
 ALL_BUT_TOKENS = LossInputs(margins=True, votes=True, ties=True, sample_weights=True)
