@@ -4,7 +4,7 @@ A weight of 1 / (pairs of the comparison * comparisons) makes a weighted sum the
 pairs of a comparison, then over comparisons, as in InstructGPT (arXiv 2203.02155, eq. 1).
 
 A new loss is a function and a case of `training_loss` here; its name and flags stand in
-`LossSettings` of settings.py.
+`LossSettings` of settings.py beside this file.
 """
 
 import math

@@ -1,6 +1,7 @@
 """Where a run begins: at step 0, or where a training state was saved.
 
-The state must be one of the same run (RunIdentity says what that is), and it is loaded also on
+The state must be one of the same run: RunIdentity says what that is, from the `resume` of each flag
+(settings.py of training and of data) and from what plan.py counts of the data. It is loaded also on
 another number of ranks than wrote it.
 """
 
