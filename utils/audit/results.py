@@ -125,6 +125,7 @@ def _filter(table: pd.DataFrame, lines: pd.Series) -> pd.DataFrame:
 def _results(data: AuditedData, side: str, split: int | None = None) -> dict:
     # Column by column: a table of millions of rows is not copied.
     own = _are_of(data, side, split)
+    number = int(own.sum())
     rows, is_used = data.rows, own & data.rows["used"]
     answers, pairs = _kept(data, is_used)
     lengths = _lengths(data, is_used, answers, pairs)
@@ -140,8 +141,8 @@ def _results(data: AuditedData, side: str, split: int | None = None) -> dict:
     repeats = {"duplicates": Reason.DUPLICATE, "contradictions": CONTRADICTION}
     repeats |= {"leaks": Reason.LEAK} if side == EVALUATION else {}
     return {
-        "rows": int(own.sum()),
-        "comparisons": int(own.sum()) - sum(dropped.values()),
+        "rows": number,
+        "comparisons": number - sum(dropped.values()),
         "dropped": dropped,
         "sources": rows["source"][own].value_counts().loc[lambda n: n > 0].to_dict(),
         "cut": {"rows": len(cut), "tokens": _spread(cut.to_numpy())},

@@ -99,15 +99,10 @@ class SplitTokenizer:
 
 
 class SourceSplits(NamedTuple):
-    """What tokenises a source: its rows to train, and those of a test split if it has one.
-
-    Attributes:
-        cap: how many rows are taken of it; None: all.
-    """
+    """What tokenises a source: its rows to train, and those of a test split if it has one."""
 
     train: SplitTokenizer
     test: SplitTokenizer | None
-    cap: int | None
 
 
 def open_paths(
@@ -130,9 +125,8 @@ def open_paths(
     """
     opened = []
     for source in parse_sources(words, flag, layout, columns):
-        train, test, _ = splits = open_source_splits(source, encoder)
-        distributed.log(*dict.fromkeys(split.note for split in (train, test) if split))
-        opened.append(splits)
+        opened.append(open_source_splits(source, encoder))
+        distributed.log(*dict.fromkeys(split.note for split in opened[-1] if split))
     return opened
 
 
@@ -148,7 +142,6 @@ def open_source_splits(source: Source, encoder: ComparisonTokenizer) -> SourceSp
         return SourceSplits(
             SplitTokenizer(train, source, encoder),
             None if test is None else SplitTokenizer(test, source, encoder),
-            source.cap,
         )
 
 
@@ -200,8 +193,8 @@ def load_source(
     num_workers: int = 1,
 ) -> list[datasets.Dataset]:
     """`open_source_splits` and `tokenize` in one: rows to train, and to test if there are such."""
-    train, test, _ = open_source_splits(source, encoder)
-    return [tokenize(split, folder, num_workers) for split in (train, test) if split]
+    splits = open_source_splits(source, encoder)
+    return [tokenize(split, folder, num_workers) for split in splits if split]
 
 
 def _write(file: Path, batches: Iterable[pa.RecordBatch]) -> None:

@@ -135,21 +135,22 @@ def choose_rows(
 
     # In the order of Reason: a row keeps the first reason that it gets.
     train, evaluation, without_test = [], [], []
-    for source in sources:
-        split = _load(source.train, settings, trains=True, ties=inputs.ties)
+    for opened in sources:
+        split = _load(opened.train, settings, trains=True, ties=inputs.ties)
         if settings.data_split:
             _keep_share(split, settings.data_split, seed)
-        _keep_cap(split, source.cap)
+        _keep_cap(split, opened.train.source.cap)
         train.append(split)
 
-        if source.test is None:
+        if opened.test is None:
             without_test.append(split)
         elif not given:
-            evaluation.append(_load(source.test, settings, kind=" (test)"))
+            evaluation.append(_load(opened.test, settings, kind=" (test)"))
 
-    for source in given:  # of a folder its test split, if it has one
-        split = _load(source.test or source.train, settings)
-        _keep_cap(split, source.cap)
+    for opened in given:  # of a folder its test split, if it has one
+        rows = opened.test or opened.train
+        split = _load(rows, settings)
+        _keep_cap(split, rows.source.cap)
         evaluation.append(split)
 
     if without_test and not given:
