@@ -75,6 +75,7 @@ def ask(port, ended, path, body=None):
     connection.request("POST" if body else "GET", path, body and json.dumps(body), headers)
     response = connection.getresponse()
     answer = json.loads(response.read())
+    answer["connection"] = response.headers["Connection"]
     connection.close()
     return answer
 
@@ -122,6 +123,7 @@ def test_what_was_accepted_is_answered_before_the_end(model, monkeypatch, number
     scorer = load_scorer(monkeypatch, *flags)
     for row, answer in zip(rows(), answers, strict=True):
         (expected,) = scorer([Comparison(row["prompt"], row["responses"], [0, 0], "test")])
+        assert answer["connection"] == "close"
         assert answer["scores"] == pytest.approx(expected["scores"], abs=1e-5)
 
 

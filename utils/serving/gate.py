@@ -2,7 +2,9 @@
 
 import asyncio
 import secrets
+from collections.abc import Callable
 
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,18 +23,31 @@ class Gate:
         app: what stands behind it.
         token: that clients must send as `Authorization: Bearer TOKEN`; None: none.
         open_paths: for which no token is asked.
+        is_stopping: whether this is the last answer on a connection, which then says so.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, open_paths: tuple[str, ...] = ()):
-        self.app, self.open_paths = app, open_paths
+    def __init__(
+        self,
+        app: ASGIApp,
+        token: str | None,
+        open_paths: tuple[str, ...],
+        is_stopping: Callable[[], bool],
+    ):
+        self.app, self.open_paths, self.is_stopping = app, open_paths, is_stopping
         self.expected = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
+
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.is_stopping():
+                MutableHeaders(scope=message).update(CLOSE)
+            await send(message)
+
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif self._is_welcome(scope):
-            await self.app(scope, _Body(scope, receive).receive, send)
+            await self.app(scope, _Body(scope, receive).receive, send_last)
         else:
             headers = {**CLOSE, "WWW-Authenticate": "Bearer"}
             detail = "expected the header Authorization: Bearer TOKEN with the server's token"

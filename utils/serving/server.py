@@ -53,8 +53,9 @@ def serve(args: ScorerSettings, scorer: Scorer, listener: socket.socket) -> None
 
 def make_server(args: ScorerSettings, scorer: Scorer) -> uvicorn.Server:
     """The server, which is still to be run; it writes nothing unless something goes wrong."""
+    app = make_app(args, scorer)
     config = uvicorn.Config(
-        make_app(args, scorer),
+        app,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -62,7 +63,8 @@ def make_server(args: ScorerSettings, scorer: Scorer) -> uvicorn.Server:
         lifespan="on",
         timeout_keep_alive=KEEP_ALIVE,
     )
-    return uvicorn.Server(config)
+    app.state.server = server = uvicorn.Server(config)
+    return server
 
 
 def make_app(args: ScorerSettings, scorer: Scorer) -> FastAPI:
@@ -77,7 +79,12 @@ def make_app(args: ScorerSettings, scorer: Scorer) -> FastAPI:
         queue.close()
 
     app = FastAPI(title="Reward model", lifespan=lifespan)
-    app.add_middleware(Gate, token=os.environ.get(TOKEN_VARIABLE), open_paths=("/health",))
+    app.add_middleware(
+        Gate,
+        token=os.environ.get(TOKEN_VARIABLE),
+        open_paths=("/health",),
+        is_stopping=lambda: app.state.server.should_exit,
+    )
     app.add_exception_handler(RequestValidationError, _answer_bad_request)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(QueueFull, _answer_queue_full)
