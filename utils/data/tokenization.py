@@ -167,7 +167,7 @@ class ComparisonTokenizer:
                 continue
 
             row = empty_row(comparison.source)
-            said = [i for i, response in enumerate(comparison.responses) if _has_text(response)]
+            said = [i for i, response in enumerate(comparison.responses) if has_text(response)]
             row["answers"], row["empty_answers"] = said, len(comparison.responses) - len(said)
             row["ranks"], row["weight"] = list(comparison.ranks), comparison.weight
             row["grades"] = list(comparison.grades or ())
@@ -289,7 +289,8 @@ def text_key(value: str | list) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-def _has_text(response) -> bool:
+def has_text(response: str | list) -> bool:
+    """Whether an answer, a text or messages, says anything."""
     if isinstance(response, str):
         return bool(response.strip())
     return any(map(says_something, response))
