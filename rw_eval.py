@@ -4,6 +4,7 @@
     python rw_eval.py --model_name_or_path output --prompt "..." --response "..." --response "..."
     python rw_eval.py --model_name_or_path output --data_path comparisons.jsonl --output_dir report
     deepspeed rw_eval.py --model_name_or_path output --data_path ... --output_dir report
+    python rw_eval.py --model_name_or_path output --serve 8000
 
 `python rw_eval.py --help` lists every flag.
 """
@@ -45,6 +46,7 @@ from utils.model import pretrained
 from utils.model.layout_trial import choose_layout
 from utils.model.positions import fix_positions
 from utils.model.reward_model import check_head
+from utils.serving.sockets import reserve
 
 
 def main(args: ScorerSettings) -> None:
@@ -60,7 +62,7 @@ def main(args: ScorerSettings) -> None:
 
 
 def score(args: ScorerSettings, output: TextIO | None) -> None:
-    """Score what the command line names: rows, one prompt, or the built-in prompts.
+    """Score what the command line names: rows, one prompt, requests, or the built-in prompts.
 
     Args:
         output: where data made with scores goes that has no --output_dir.
@@ -90,16 +92,21 @@ def score(args: ScorerSettings, output: TextIO | None) -> None:
     args = replace(args, batch_layout=layout)
     distributed.log(*notes)
 
-    # What is wrong with the rows or the folder shows before the model is loaded.
+    # What is wrong with rows, folder or port shows before the model is loaded.
     sources = open_rows(args, encoder)
-    prompts = [] if sources or args.interactive else given_prompts(args, encoder)
+    prompts = [] if sources or args.interactive or args.serve else given_prompts(args, encoder)
     if args.output_dir:
         check_evaluation_folder(args, encoder)
+    listener = reserve(args.serve) if args.serve else None
 
     # The model, and what was asked of it.
     scorer = load_scorer(args, config, encoder, device)
     if sources:
         score_sources(args, scorer, sources, output)
+    elif listener:
+        from utils.serving.server import serve  # slow to import
+
+        serve(args, scorer, listener)
     elif args.interactive:
         score_typed(scorer)
     elif distributed.is_main():

@@ -8,7 +8,7 @@
 set -euo pipefail
 REQUIREMENTS=requirements-dev.txt
 MODULES="torch deepspeed transformers datasets huggingface_hub accelerate peft tensorboard matplotlib tqdm rich psutil
-    scipy yaml filelock hypothesis pytest xdist ruff sklearn mypy codespell_lib"
+    scipy yaml filelock fastapi uvicorn hypothesis pytest xdist ruff sklearn mypy codespell_lib"
 source "$(dirname "${BASH_SOURCE[0]}")/../training_scripts/environment.sh"
 cd "$ROOT"
 ruff check .

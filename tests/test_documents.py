@@ -24,7 +24,7 @@ from utils.training.settings import parse_training_arguments
 
 # In this order their commands run, since later ones use what earlier ones wrote.
 NAMES = ["README", "data", "training", "evaluation", "scaling", "results", "coming-from"]
-NAMES = [*NAMES, "troubleshooting"]
+NAMES = [*NAMES, "serving", "troubleshooting"]
 PAGES = {
     page: (ROOT / ("docs" if page != "README" else "") / f"{page}.md").read_text(encoding="utf-8")
     for page in NAMES
@@ -60,6 +60,7 @@ OTHER_PROGRAMS = {
         "--all-files",
         "--build-arg",
     ),
+    *("--json", "--reward", "--remote_rm_url", "--runner"),
 }
 OTHER_TRAINERS = ("TRL", "`openrlhf")  # how headers of tables of their flags begin
 

@@ -197,7 +197,7 @@ def test_the_prompt_of_a_foreign_model_is_cut_too(tmp_path, style):
     )
     assert cut["length"] == 60 and cut["cut"] == whole["length"] - 60
     for ids, before in zip(cut["input_ids"], whole["input_ids"], strict=True):
-        assert ids == before[cut["cut"] :] and len(ids) <= 60
+        assert ids == before[-60:]
 
 
 def test_a_flag_chooses_the_end_token_and_saved_settings_say_it(tmp_path, capsys):

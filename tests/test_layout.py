@@ -17,12 +17,13 @@ MAY_IMPORT = {
     "data": {"settings", "output", "distributed", "hub_errors"},
     "model": {"settings", "hub_errors", "data.batch", "data.packing"},
     "evaluation": {"settings", "output", "distributed", "data"},
+    "serving": {"settings", "distributed", "data", "evaluation.scoring", "evaluation.settings"},
     "benchmarks": {"settings", "data", "evaluation.rows"},
     "audit": {"output", "data"},
     "training": {"settings", "output", "distributed", "data", "model", "evaluation"},
     "estimates": {"distributed", "output", "model", "training.settings"},
     "rw_eval": {
-        *("settings", "distributed", "data", "model", "evaluation", "benchmarks"),
+        *("settings", "distributed", "data", "model", "evaluation", "benchmarks", "serving"),
     },
     "main": {
         *("settings", "distributed", "data", "model", "training", "audit", "estimates"),

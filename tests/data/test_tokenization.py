@@ -223,13 +223,13 @@ def test_overlength_policy_equals_a_slow_loop(make_encoder, kind, policy, score_
     for row, before in zip(encoder.rows(comparisons), full, strict=True):
         sequences = list(zip(before["input_ids"], before["answer_starts"], strict=True))
         kept = list(range(len(sequences)))
-        if policy == "drop" and before["length"] > limit:
-            kept, expected = [], []
+        if policy == "drop":
+            kept = [i for i in kept if len(sequences[i][0]) <= limit]
+            expected = [sequences[i][0] for i in kept]
         elif policy == "truncate_prompt":
             kept = [i for i in kept if head + len(sequences[i][0]) - sequences[i][1] <= limit]
-            cut = max([0] + [len(sequences[i][0]) - limit for i in kept])
             expected = [
-                ids[:head] + ids[head:start][cut:] + ids[start:]
+                ids[:head] + ids[head:start][max(len(ids) - limit, 0) :] + ids[start:]
                 for ids, start in (sequences[i] for i in kept)
             ]
         else:
@@ -313,26 +313,27 @@ def test_tokens_count_what_all_answers_share_once(make_encoder, template, policy
     assert any(row["shared"] > max(row["answer_starts"], default=0) for row in rows)
 
 
+@pytest.mark.parametrize("policy", ["truncate_prompt", "drop", "truncate_end"])
 @pytest.mark.parametrize("kind", ["text", "fallback", "chat", "bare chat"])
-def test_answers_share_what_is_left_of_a_cut_prompt(make_encoder, kind):
+def test_tokens_of_an_answer_depend_on_no_other_answer(make_encoder, kind, policy):
     template, chance = {"chat": CHAT, "bare chat": BARE}.get(kind), random.Random(5)
-    comparisons = []
+    encoder = make_encoder(template, max_seq_len=20, overlength=policy)
+    cut = left_out = 0
     for _ in range(40):
         prompt = random_text(chance, 12)
-        answers = [" " + random_text(chance, 5) for _ in range(3)]
-        comparisons.append(pair(prompt if kind == "text" else [user(prompt)], *answers))
-    full = make_encoder(template, max_seq_len=10**6).rows(comparisons)
-    encoder = make_encoder(template, max_seq_len=20, overlength="truncate_prompt")
-    cut_prompts = 0
-    for row, before in zip(encoder.rows(comparisons), full, strict=True):
-        if not row["cut"] or row["dropped"]:
-            continue
-        assert row["shared"] == slow_prefix(row["input_ids"]) >= min(row["answer_starts"])
-        kept = [before["input_ids"][i] for i in row["answers"]]
-        # All answers lost the same tokens, so what they share got shorter by as many.
-        assert slow_prefix(kept) - row["shared"] == max(map(len, kept)) - row["length"] > 0
-        cut_prompts += 1
-    assert cut_prompts > 5
+        prompt = prompt if kind == "text" else [user(prompt)]
+        answers = [" " + random_text(chance, chance.choice([2, 40])) for _ in range(3)]
+        [row] = encoder.rows([pair(prompt, *answers)])
+        columns = (row["answers"], row["input_ids"], row["answer_starts"])
+        found = {i: ([ids], [start]) for i, ids, start in zip(*columns, strict=True)}
+        for number, answer in enumerate(answers):
+            [alone] = encoder.rows([pair(prompt, answer)])
+            expected = found.get(number, ([], []))
+            assert (alone["input_ids"], alone["answer_starts"]) == expected
+            cut += alone["cut"] > 0
+            left_out += alone["long_answers"]
+    assert (cut > 5) == (policy != "drop")
+    assert (left_out > 5) == (policy != "truncate_end")
 
 
 LONG = " It is so." * 20

@@ -1,12 +1,16 @@
 import math
+from collections import Counter
+from dataclasses import replace
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from tests.conftest import TEXTS, make_pairs
+from tests.conftest import TEXTS, make_pairs, user
 from tests.evaluation.test_metrics import make_rows, slow_summary
 from utils import distributed
 from utils.data.comparison import Comparison
@@ -159,9 +163,9 @@ class Small:
 @pytest.fixture
 def make_scorer(opt_model, opt_tokenizer):
     config = pretrained.load_config(opt_model)
-    encoder = ComparisonTokenizer(opt_tokenizer, TextSettings("</s>", 64))
 
-    def make(layout="packed", **options):
+    def make(layout="packed", overlength="truncate_prompt", **options):
+        encoder = ComparisonTokenizer(opt_tokenizer, TextSettings("</s>", 64, overlength))
         torch.manual_seed(0)
         model, _ = pretrained.load_model(
             opt_model, config, opt_tokenizer, layout=layout, new_head=True
@@ -212,6 +216,52 @@ def test_no_score_depends_on_the_batch(make_scorer, layout, batch_size):
         )
         left_out = [i for i, r in enumerate(comparison.responses) if not r or len(r) > 500]
         assert [i for i, s in enumerate(row["scores"]) if s is None] == left_out
+
+
+# Words around the limit of 64 tokens: prompts and answers that fit, that are cut, that never fit.
+SAID = st.builds(
+    lambda word, times, end: f"{word} " * times + end,
+    st.sampled_from(["so", "Bread is", "7", "</s>"]),
+    st.sampled_from([1, 4, 9, 12, 15, 25, 40]),
+    st.sampled_from(["", "a", "no.\n", "yes"]),
+)
+GROUPS = st.lists(
+    st.tuples(SAID, st.booleans(), st.lists(SAID, min_size=1, max_size=5)), min_size=1, max_size=4
+)
+
+
+@pytest.mark.parametrize("overlength", ["truncate_prompt", "drop", "truncate_end"])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_a_score_depends_on_prompt_and_answer_alone(make_scorer, layout, overlength):
+    alone = make_scorer("padded", overlength=overlength)
+    scorers = [make_scorer(layout, overlength=overlength, batch_size=n) for n in (1, 2, None)]
+    seen = Counter()
+
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @given(groups=GROUPS, chance=st.randoms(use_true_random=False))
+    def check(groups, chance):
+        comparisons = [
+            Comparison([user(prompt)] if chat else prompt, answers, [0] * len(answers), "")
+            for prompt, chat, answers in groups
+        ]
+        expected = one_by_one(alone, comparisons)
+        orders = [chance.sample(range(len(c.responses)), len(c.responses)) for c in comparisons]
+        shuffled = [
+            replace(c, responses=[c.responses[i] for i in order])
+            for c, order in zip(comparisons, orders, strict=True)
+        ]
+        for row, order, scores in zip(
+            chance.choice(scorers)(shuffled), orders, expected, strict=True
+        ):
+            assert row["scores"] == [
+                None if scores[i] is None else pytest.approx(scores[i], abs=1e-5) for i in order
+            ]
+            seen.update(cut=row["cut"] > 0, left_out=row["long_answers"], answers=len(order))
+
+    check()
+    assert seen["answers"] > 200
+    assert (seen["cut"] > 10) == (overlength != "drop")
+    assert (seen["left_out"] > 10) == (overlength != "truncate_end")
 
 
 def test_nothing_to_score(make_scorer):

@@ -185,7 +185,8 @@ def test_a_run_saves_its_choice_and_every_batch_size_gives_its_scores(tmp_path, 
     # As somebody else would have saved it: rw_eval.py makes the choice.
     config = tmp_path / "model" / "config.json"
     values = json.loads(config.read_text())
-    values["rope_parameters"] |= FACTORS
+    for name in ("rope_parameters", "rope_scaling"):
+        values[name] |= FACTORS
     config.write_text(json.dumps(values))
     scores = []
     for size in ("1", "24"):

@@ -179,8 +179,9 @@ class TokenSettings(Settings):
     max_seq_len: int = flag(512, "longest sequence in tokens", least=8, resume=DATA_MAY_DIFFER)
     overlength: str = flag(
         "truncate_prompt",
-        "what to do with a comparison that is longer than --max_seq_len: cut its prompt from the "
-        "left (the answers stay whole), drop it, or cut its answers at the right",
+        "what to do with an answer that is longer than --max_seq_len with its prompt: cut the "
+        "prompt from the left (the answer stays whole), drop the answer, or cut it at the right; "
+        "each answer by itself, whatever others there are",
         choices=("truncate_prompt", "drop", "truncate_end"),
         resume=DATA_MAY_DIFFER,
     )

@@ -167,7 +167,7 @@ class ComparisonTokenizer:
                 continue
 
             row = empty_row(comparison.source)
-            said = [i for i, response in enumerate(comparison.responses) if _has_text(response)]
+            said = [i for i, response in enumerate(comparison.responses) if has_text(response)]
             row["answers"], row["empty_answers"] = said, len(comparison.responses) - len(said)
             row["ranks"], row["weight"] = list(comparison.ranks), comparison.weight
             row["grades"] = list(comparison.grades or ())
@@ -222,54 +222,53 @@ class ComparisonTokenizer:
 
     def _fit(self, row: dict, encoded: list[tuple[list[int], int]]) -> None:
         """Apply the truncation policy to one comparison and say whether it can train."""
-        whole, starts = [ids for ids, _ in encoded], [start for _, start in encoded]
-        row["input_ids"], row["answer_starts"] = whole, starts
-        row["prompt_tokens"] = min(starts, default=0)
-        row["answer_tokens"] = [len(ids) - start for ids, start in encoded]
+        row["prompt_tokens"] = min((start for _, start in encoded), default=0)
 
-        limit, longest = self.settings.max_seq_len, max(map(len, whole), default=0)
-        if longest > limit and self.settings.overlength == "truncate_prompt":
-            self._cut_prompt(row)
-        elif longest > limit and self.settings.overlength == "truncate_end":
-            kept = limit - len(self.end_ids)
-            row["input_ids"] = [
-                ids[:kept] + self.end_ids if len(ids) > limit else ids for ids in whole
-            ]
-            row["answer_starts"] = [min(start, kept) for start in starts]
-            row["cut"] = longest - limit
-        elif longest > limit:
-            _keep_answers(row, [])
+        fitted = [self._shorten(ids, start) for ids, start in encoded]
+        kept = [i for i, shortened in enumerate(fitted) if shortened]
+        whole = [encoded[i] for i in kept]
+        row["long_answers"] = len(encoded) - len(kept)
+        row["answers"] = [row["answers"][i] for i in kept]
+        row["input_ids"] = [ids for ids, _ in filter(None, fitted)]
+        row["answer_starts"] = [start for _, start in filter(None, fitted)]
+        row["answer_tokens"] = [len(ids) - start for ids, start in whole]
 
         row["length"] = max(map(len, row["input_ids"]), default=0)
+        row["cut"] = max((len(ids) for ids, _ in whole), default=0) - row["length"]
         row["shared"] = common_prefix_length(row["input_ids"])
         row["tokens"] = sum(map(len, row["input_ids"])) - row["shared"] * (len(row["answers"]) - 1)
 
         row["dropped"] = row["dropped"] or _why_unusable(row)
-        if row["dropped"] == Reason.IDENTICAL and any(ids != whole[0] for ids in whole):
+        if row["dropped"] == Reason.IDENTICAL and any(ids != whole[0][0] for ids, _ in whole):
             row["dropped"] = Reason.CUT_IDENTICAL
 
-    def _cut_prompt(self, row: dict) -> None:
-        """Cut the same tokens from the left of the prompt of every answer.
+    def _shorten(self, ids: list[int], start: int) -> tuple[list[int], int] | None:
+        """What the truncation policy leaves of one answer with its prompt.
 
-        The leading special token stays. An answer that does not fit without any prompt is
-        not kept.
+        It looks at no other answer to the prompt, since a score must not depend on those.
+
+        Args:
+            ids: of prompt and answer.
+            start: where the answer begins.
+
+        Returns:
+            The same two of what is left; None if that is nothing.
         """
-        limit, first = self.settings.max_seq_len, row["input_ids"][0]
+        excess = len(ids) - self.settings.max_seq_len
+        if excess <= 0:
+            return ids, start
+
+        if self.settings.overlength == "truncate_end":
+            kept = self.settings.max_seq_len - len(self.end_ids)
+            return ids[:kept] + self.end_ids, min(start, kept)
+
+        # The prompt is cut from its left, behind the leading special tokens.
         head = len(self.leading_ids)
-        if not head or first[:head] != self.leading_ids:
-            head = int(first[0] == self.tokenizer.bos_token_id)  # a chat template wrote it
-        most = limit + max(min(row["answer_starts"]) - head, 0)
-        _keep_answers(row, [i for i, ids in enumerate(row["input_ids"]) if len(ids) <= most])
-        row["cut"] = cut = max([0, *(len(ids) - limit for ids in row["input_ids"])])
-        row["input_ids"] = [ids[:head] + ids[head + cut :] for ids in row["input_ids"]]
-        row["answer_starts"] = [start - cut for start in row["answer_starts"]]
-
-
-def _keep_answers(row: dict, kept: list[int]) -> None:
-    """Leave out answers that are too long."""
-    row["long_answers"] = len(row["answers"]) - len(kept)
-    for name in ("answers", "input_ids", "answer_starts", "answer_tokens"):
-        row[name] = [row[name][i] for i in kept]
+        if not head or ids[:head] != self.leading_ids:
+            head = int(ids[0] == self.tokenizer.bos_token_id)  # a chat template wrote it
+        if self.settings.overlength == "drop" or excess > start - head:
+            return None
+        return ids[:head] + ids[head + excess :], start - excess
 
 
 def _why_unusable(row: dict) -> str:
@@ -290,7 +289,8 @@ def text_key(value: str | list) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-def _has_text(response) -> bool:
+def has_text(response: str | list) -> bool:
+    """Whether an answer, a text or messages, says anything."""
     if isinstance(response, str):
         return bool(response.strip())
     return any(map(says_something, response))

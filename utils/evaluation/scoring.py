@@ -130,7 +130,15 @@ class Scorer:
         rows = self.encoder.rows(comparisons)
         for row, comparison in zip(rows, comparisons, strict=True):
             row["scores"] = [None] * len(comparison.responses)
+        self.score_rows(rows)
+        return rows
 
+    def score_rows(self, rows: Sequence[dict]) -> None:
+        """Fill in the scores of the answers that rows of the encoder have kept.
+
+        Raises:
+            InputError: a score is not finite, or the memory is too small for a single comparison.
+        """
         kept = [row for row in rows if row["answers"]]
         for numbers in self._batches(kept):
             batch = [kept[number] for number in numbers]
@@ -144,11 +152,14 @@ class Scorer:
             places = ((row, answer) for row in batch for answer in row["answers"])
             for (row, answer), score in zip(places, scores, strict=True):
                 row["scores"][answer] = (score - self.mean) / self.std
-        return rows
+
+    def size(self, row: dict) -> int:
+        """Tokens that a row takes in a batch."""
+        return row["tokens"] if self.packed else row["length"] * len(row["answers"])
 
     def _batches(self, rows: Sequence[dict]) -> list[np.ndarray]:
         """Row numbers of each batch; longest first, so that too large a batch shows at once."""
-        sizes = [r["tokens"] if self.packed else r["length"] * len(r["answers"]) for r in rows]
+        sizes = list(map(self.size, rows))
         order = np.argsort(sizes, kind="stable")[::-1]
         if not len(order):
             return []

@@ -1,7 +1,10 @@
 """The command line of rw_eval.py, in groups, and what can be checked in it alone."""
 
+import argparse
+import os
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 from utils.data.formats.columns import parse_columns
 from utils.data.formats.layouts import FORMATS
@@ -17,12 +20,32 @@ from utils.settings import (
     user_path,
 )
 
+TOKEN_VARIABLE = "REWARD_SERVER_TOKEN"  # holds what clients of --serve must know
+
 BENCHMARKS = ("rewardbench", "rewardbench2", "rm-bench", "judgebench", "llmbar")
 
 
 def parse_batch_size(text: str) -> int | str:
     """A whole number, or the word auto; ValueError if it is neither."""
     return text if text == "auto" else int(text)
+
+
+class Address(NamedTuple):
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+
+def parse_address(text: str) -> Address:
+    """The address of --serve, [HOST:]PORT; argparse.ArgumentTypeError if it is none."""
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 2**16):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} does not end with a port; expected [HOST:]PORT, such as 8000 or "
+            "0.0.0.0:8000, with a port up to 65535 (0: a free one)"
+        )
+    return Address(host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +100,41 @@ class InputSettings(Settings):
                 raise InputError(f"--{name} goes with --data_path")
         if self.data_path and self.data_path.count("-") > 1:
             raise InputError("--data_path names standard input (-) more than once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingSettings(Settings):
+    """Scores for other programs, over HTTP."""
+
+    title = "server"
+    serve: Any = flag(
+        None,
+        "answer /score, OpenRLHF's /get_reward and vLLM's /classify on this port of 127.0.0.1, or "
+        "of another HOST; 0: a free port, which is printed",
+        type=parse_address,
+        metavar="[HOST:]PORT",
+        resume=FREE,
+    )
+    max_queue: int = flag(
+        8192,
+        "answers that may wait for the model; a request with more gets status 429 at once",
+        least=1,
+        resume=FREE,
+    )
+
+    def _check(self) -> None:
+        if not self.serve:
+            return
+        if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
+            raise InputError(
+                f"--serve needs {' and '.join(missing)}: run `source .venv/bin/activate`, or "
+                "`pip install -r requirements.txt`"
+            )
+        if os.environ.get(TOKEN_VARIABLE, "-").strip() == "":
+            raise InputError(
+                f"{TOKEN_VARIABLE} is set, but empty: give it the token that --serve asks for, or "
+                "unset it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +263,7 @@ class SavedTextSettings(Settings):
 class ScorerSettings(
     RewardModelSettings,
     InputSettings,
+    ServingSettings,
     BenchmarkSettings,
     ReportSettings,
     ScoringSettings,
@@ -236,6 +295,7 @@ class ScorerSettings(
             "--interactive": self.interactive,
             "--data_path": bool(self.data_path),
             "--benchmark": self.benchmark is not None,
+            "--serve": self.serve is not None,
             "--compare": self.compare is not None,
         }
         given = [name for name, there in asked.items() if there]

@@ -26,8 +26,10 @@ from transformers.utils.hub import cached_file
 from utils.model import deepspeed_chat
 from utils.model.checkpoint_files import check_place, check_pointers, not_a_model, read_weights
 from utils.model.deepspeed_chat import HEAD
+from utils.model.folding import fold
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import SHARED_PREFIX
+from utils.model.transformers_4 import spell_as_before
 from utils.model.weight_check import Checked, check_headers, check_names, prefix_of
 from utils.settings import InputError
 
@@ -275,22 +277,31 @@ def save_model(
         output_dir: the folder.
         save_more: called with the folder that the model is written to, before it is put in place;
             writes further files there, such as README.md.
-        save_format: hf (Transformers) or dschat (DeepSpeed-Chat).
+        save_format: hf (Transformers), folded (the same without projections, folding.py) or dschat
+            (DeepSpeed-Chat).
         score_statistics: mean and std of the scores of held-out answers, for who normalises them;
             kept in the config.
     """
-    model.model.config.reward_settings = settings
-    model.model.config.score_statistics = score_statistics
+    config = model.model.config
+    config.reward_settings = settings
+    config.score_statistics = score_statistics
+    config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+
     folder = Path(output_dir) / "model.partial"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if save_format == "dschat":
         deepspeed_chat.write_model(model.model, state_dict, len(tokenizer), folder)
+    elif save_format == "folded":
+        config, state_dict = fold(config, state_dict)
+        folded = empty_model(config).to(state_dict[HEAD].dtype)
+        folded.save_pretrained(folder, state_dict=state_dict)
     else:
         model.model.save_pretrained(folder, state_dict=state_dict)
     for path in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
         path.chmod((folder / "config.json").stat().st_mode)
     tokenizer.save_pretrained(folder)
+    spell_as_before(folder)
     save_more(folder)
     _put_in_place(folder, Path(output_dir))
 

@@ -6,14 +6,18 @@ from pathlib import Path
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 
 from utils import distributed
+from utils.data.rendering.saved_templates import end_at_scored_token
 from utils.data.rendering.templates import fix_date
 from utils.data.tokenization import (
+    END_OF_TEXT,
     ComparisonTokenizer,
     TextSettings,
     check_num_padding_at_beginning,
+    leading_special_ids,
     prepare_tokenizer,
 )
 from utils.model import pretrained
+from utils.model.folding import can_fold
 from utils.model.lora import add_lora, find_layers
 from utils.model.reward_model import RewardModel, check_head
 from utils.settings import InputError
@@ -25,11 +29,34 @@ def check_model(args: TrainingSettings, config: PreTrainedConfig) -> None:
     """See that the model will load, and that LoRA finds its layers; no weight is read."""
     empty = pretrained.empty_model(config, trust_remote_code=args.trust_remote_code)
     check_head(args.model_name_or_path, empty)
+    if args.save_format == "folded" and not can_fold(config):
+        raise InputError(
+            f"--save_format folded: {args.model_name_or_path} ({config.model_type}) has no "
+            "projections, as OPT-350m has, that could be folded: give --save_format hf"
+        )
     # For a look at the data, nothing is downloaded that only training needs.
     if Path(args.model_name_or_path).is_dir() or not (args.audit_data or args.dry_run):
         pretrained.check_weights(args.model_name_or_path, config, True, args.trust_remote_code)
     if args.lora_dim:
         find_layers(empty.base_model, args.lora_module_name)
+
+
+def check_save_format(
+    args: TrainingSettings, tokenizer: PreTrainedTokenizerBase, end_token: str
+) -> None:
+    """Refuse a folder for DeepSpeed-Chat where that would score another token.
+
+    Raises:
+        InputError: it pads with the tokenizer's own end token, and scores what stands before.
+    """
+    if args.save_format == "dschat" and end_token == tokenizer.eos_token:
+        remedy = "give --add_eot_token, here and in step 3"
+        if end_token == END_OF_TEXT:
+            remedy = "give --save_format hf, since --add_eot_token would add the same token"
+        raise InputError(
+            f"--save_format dschat: DeepSpeed-Chat pads with the tokenizer's end token {end_token} "
+            f"and scores the token before it, not the end of the answer: {remedy}"
+        )
 
 
 def make_training_encoder(
@@ -54,6 +81,11 @@ def make_training_encoder(
 
     tokenizer = pretrained.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token, args.chat_template)
+    leading = "".join(tokenizer.convert_ids_to_tokens(leading_special_ids(tokenizer)))
+    if not tokenizer.chat_template:
+        notes.append("the tokenizer has no chat template: messages become Human / Assistant turns")
+    end_at_scored_token(tokenizer, leading, end_token)
+    check_save_format(args, tokenizer, end_token)
     date = fix_date(tokenizer, args.chat_template_date or date_before)
     if date:
         notes.append(f"the chat template writes a date, for good {date}")

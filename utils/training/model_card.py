@@ -42,8 +42,7 @@ $use
 way, and with `--data_path` whole data sets.
 
 The score is read at $position. A text prompt is $prompt;
-chat messages are rendered with the tokenizer's chat template$date, without one as
-`\\n\\nHuman: ...\\n\\nAssistant: ...`.
+messages are rendered with the tokenizer's chat template$date.
 
 ## Evaluation
 
@@ -75,37 +74,50 @@ $settings
 TRANSFORMERS = Template("""Transformers:
 
 ```python
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = AutoModelForSequenceClassification.from_pretrained("FOLDER")
 
 
-def join(prompt, answer):
-    # As in training: one space at the seam, if there is no white space.
-    seam = "" if not prompt or prompt[-1].isspace() or answer[:1].isspace() else " "
-    return prompt + seam + answer + $end_token
+$join
 
 
-texts = [join(prompt, answer) for prompt, answer in pairs]
-scores = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
-
-score = pipeline("text-classification", model="FOLDER", function_to_apply="none")  # the same
-score(texts)
-```
-
-Of texts of more than $max_seq_len tokens, `rw_eval.py` cuts the prompt as training did.
-
-TRL: `RewardTrainer(model="FOLDER", ...)` trains it on. GRPO and RLOO, given the folder, leave out
-the tokenizer's leading tokens and the end token: hand them a function instead.
-
-```python
 def reward(prompts, completions, **kwargs):
     texts = [join(prompt, answer) for prompt, answer in zip(prompts, completions)]
-    return model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0].tolist()
+    batch = tokenizer(texts, add_special_tokens=$leading, padding=True, return_tensors="pt")
+    return model(**batch).logits[:, 0].tolist()
 ```
 
-DeepSpeed-Chat's step 3 reads another format: `main.py --save_format dschat`.""")
+`reward` is also a function for TRL's GRPO and RLOO. Messages:
+
+```python
+def reward_messages(conversations):
+    options = {"padding": True, "return_tensors": "pt", "return_dict": True}
+    batch = tokenizer.apply_chat_template(conversations, **options)
+    return model(**batch).logits[:, 0].tolist()
+
+
+reward_messages([[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]])
+```
+
+The chat template ends a conversation with $end_token and nothing behind it, since who renders with
+it scores what comes last. It breaks special tokens that a message spells by an invisible space;
+those in calls of tools and in lists of parts, and those in plain texts, stay special for others.
+Of more than $max_seq_len tokens, `rw_eval.py` cuts the prompt as training did, and others do not.
+
+`python rw_eval.py --model_name_or_path FOLDER --serve 8000` serves the scores to OpenRLHF, TRL and
+who speaks vLLM's /classify. `main.py --save_format dschat` writes for DeepSpeed-Chat's step 3.""")
+
+JOIN_TEXT = Template("""def join(prompt, answer):
+    # As in training: one space at the seam, if there is no white space.
+    seam = "" if not prompt or prompt[-1].isspace() or answer[:1].isspace() else " "
+    return prompt + seam + answer + $end_token""")
+
+JOIN_MESSAGES = """def join(prompt, answer):
+    # As in training: the prompt is one message of the user.
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return tokenizer.apply_chat_template(turns, tokenize=False)"""
 
 DEEPSPEED_CHAT = """DeepSpeed-Chat: this folder is for step 3, `--critic_model_name_or_path FOLDER`.
 It reads the last token before the padding. Where it pads with the end token (OPT, GPT-2), that is
@@ -136,10 +148,8 @@ def model_card(
         checks: of the saved model (checks.Check).
     """
     use, prompt, date = DEEPSPEED_CHAT, "taken as it stands", ""
-    if args.save_format == "hf":
-        use = TRANSFORMERS.substitute(
-            end_token=repr(settings["end_token"]), max_seq_len=settings["max_seq_len"]
-        )
+    if args.save_format != "dschat":
+        use = _use_in_transformers(settings)
     if settings["apply_chat_template"]:
         prompt = "rendered as one user message"
     if args.chat_template_date:
@@ -165,13 +175,23 @@ def model_card(
     )
 
 
+def _use_in_transformers(settings: dict) -> str:
+    is_chat, end_token = settings["apply_chat_template"], settings["end_token"]
+    return TRANSFORMERS.substitute(
+        join=JOIN_MESSAGES if is_chat else JOIN_TEXT.substitute(end_token=repr(end_token)),
+        leading=not is_chat,  # the chat template writes it itself
+        end_token=f"`{end_token}`",
+        max_seq_len=settings["max_seq_len"],
+    )
+
+
 def _front_matter(args: TrainingSettings) -> str:
     # Only what is on the hub may be named there.
     base = None if os.path.exists(args.model_name_or_path) else args.model_name_or_path
     paths = args.data_path + (args.eval_data_path or [])
     names = [parse_word(path).repository for path in paths]
     return ModelCardData(
-        library_name="transformers" if args.save_format == "hf" else None,
+        library_name="transformers" if args.save_format != "dschat" else None,
         pipeline_tag="text-classification",
         tags=["reward-model"] + (["deepspeed-chat"] if args.save_format == "dschat" else []),
         base_model=base,

@@ -274,9 +274,10 @@ class OutputSettings(Settings):
     )
     save_format: str = flag(
         "hf",
-        "hf: a folder for Transformers, TRL and rw_eval.py; dschat: one for step 3 of "
-        "DeepSpeed-Chat, which rw_eval.py and main.py read too",
-        choices=("hf", "dschat"),
+        "hf: a folder for Transformers, TRL and rw_eval.py; folded: the same with the projections "
+        "of OPT-350m multiplied out, as vLLM and OpenRLHF need it; dschat: one for step 3 of "
+        "DeepSpeed-Chat (with --add_eot_token). rw_eval.py and main.py read all",
+        choices=("hf", "folded", "dschat"),
         resume=FREE,
     )
     overwrite_output_dir: bool = flag(False, "replace the model and states in it", resume=FREE)

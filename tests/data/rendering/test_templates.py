@@ -157,7 +157,7 @@ def test_a_run_keeps_the_date_that_it_began_with(tmp_path, opt_tokenizer, monkey
     assert prepare("--chat_template_date", "2001-02-04", before=date)[0] == "2001-02-04"
     encoder.tokenizer.save_pretrained(tmp_path / "saved")
     saved = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert saved.apply_chat_template(PROMPT, tokenize=False).endswith("03 Feb 2001")
+    assert saved.apply_chat_template(PROMPT, tokenize=False).endswith("03 Feb 2001</s>")
     with pytest.raises(SystemExit):
         prepare("--chat_template_date", "3 Feb")
     opt_tokenizer.chat_template = TEMPLATE

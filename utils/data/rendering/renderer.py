@@ -4,13 +4,14 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jinja2
 
 from utils.data.comparison import Comparison, Message
-from utils.data.formats.conversations import TURN
-from utils.data.formats.messages import CALLS, REASONING
+from utils.data.formats.messages import CALLS
+from utils.data.rendering.saved_templates import TRANSCRIPT, special_tokens
 from utils.data.rendering.templates import names
 from utils.data.rendering.unrendered import (
     IS_THOUGHT,
@@ -62,14 +63,15 @@ class Renderer:
     """Turns comparisons into texts.
 
     Args:
-        tokenizer: its chat template renders messages; without one they become a transcript.
+        tokenizer: its chat template renders messages; without one the TRANSCRIPT does.
         settings: how text becomes tokens.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: "TextSettings"):
         self.tokenizer, self.settings = tokenizer, settings
-        special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
-        self.special = re.compile("|".join(map(re.escape, special)))
+        self.special = re.compile("|".join(map(re.escape, special_tokens(tokenizer))))
+        self.chat = bool(tokenizer.chat_template)
+        self.template = None if self.chat else TRANSCRIPT  # None: the tokenizer's own
 
     def __call__(self, comparison: Comparison) -> Rendered:
         """Render a comparison; jinja2.TemplateError, TypeError or ValueError if it cannot be."""
@@ -84,17 +86,13 @@ class Renderer:
             [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
             for answer in comparison.responses
         ]
-        if self.tokenizer.chat_template:
-            rendered = self._render(prompt, answers, tools)
-        else:
-            texts = [_transcript(prompt + answer, tools) for answer in answers]
-            before = _transcript(prompt, tools) + TURN
-            rendered = Rendered(texts, [len(before)] * len(texts), False)
+        rendered = self._render(prompt, answers, tools)
         return rendered._replace(lost=rendered.lost or look_alike(rendered.texts, answers))
 
     def _render(self, prompt: Messages, answers: list[Messages], tools: Tools) -> Rendered:
         """By the chat template."""
-        if self.settings.answer_end == "token":  # only the template itself writes special tokens
+        ends_by_token = self.chat and self.settings.answer_end == "token"
+        if ends_by_token:  # only the template itself writes special tokens
             prompt, answers, tools = map(self._without_special, (prompt, answers, tools))
 
         before = self._apply(prompt, tools, add_generation_prompt=True)
@@ -123,29 +121,36 @@ class Renderer:
                 else:
                     lost = lost or f"answer {number}: {part}"
 
-        if self.settings.answer_end == "token":
+        if ends_by_token:
             # The end token is appended as an id; the template's own would make it two.
             texts = [text.rstrip().removesuffix(self.settings.end_token) for text in texts]
 
-        return Rendered(texts, ends, True, lost, unrendered)
+        return Rendered(texts, ends, self.chat, lost, unrendered)
 
     def _apply(self, messages: Messages, tools: Tools, add_generation_prompt: bool = False) -> str:
-        template = str(self.tokenizer.chat_template)
+        template = str(self.template or self.tokenizer.chat_template)
         if "function_call" not in template and "tool_calls" in template:
             messages = [_with_tool_calls(message) for message in messages]
-        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+
+        render = partial(
+            self.tokenizer.apply_chat_template,
+            tools=tools,
+            chat_template=self.template,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+        )
         try:
-            return self.tokenizer.apply_chat_template(messages, tools=tools, **options)
+            return render(messages)
         except (jinja2.TemplateError, TypeError):
             others = [_with_other_arguments(message) for message in messages]
             if others == messages:
                 raise
-            return self.tokenizer.apply_chat_template(others, tools=tools, **options)
+            return render(others)
 
     def _missing_of_prompt(self, prompt: Messages, written: _Written) -> str:
         """A part of the prompt that does not stand in the text; "" if there is none."""
         searched, tools = Searched(written.text), written.tools
-        template = self.tokenizer.get_chat_template(None, tools)
+        template = self.tokenizer.get_chat_template(self.template, tools)
         if tools and not (names(template, "tools") and searched.holds(tool_names(tools))):
             return "tools"
         return next((part for _, part, _ in self._missing(prompt, searched, written)), "")
@@ -189,22 +194,6 @@ def _join_texts(prompt: str, answer: str) -> str:
     """Without white space at the seam, the last word of one and the first of the other merge."""
     seam = " " if prompt and not prompt[-1].isspace() and not answer[:1].isspace() else ""
     return prompt + seam + answer
-
-
-def _transcript(messages: Messages, tools: Tools = None) -> str:
-    """Render messages as Anthropic's HH transcripts do; other roles stand without a name."""
-    roles = {"user": "\n\nHuman: ", "assistant": TURN + " "}
-    parts = [json.dumps(tools)] if tools else []
-    for message in messages:
-        thoughts = [message[name] for name in REASONING if name in message]
-        thoughts = [t.strip() if isinstance(t, str) else json.dumps(t) for t in thoughts]
-        calls = message.get("tool_calls", [])
-        if "function_call" in message:
-            calls = [*calls, message["function_call"]]
-        lines = [f"<think>\n{thought}\n</think>" for thought in dict.fromkeys(thoughts)]
-        lines += [message["content"].strip(), *map(json.dumps, calls)]
-        parts.append(roles.get(message["role"], "\n\n") + "\n".join(lines).strip())
-    return "".join(parts)
 
 
 def _with_other_arguments(message: Message) -> Message:

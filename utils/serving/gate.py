@@ -1,0 +1,97 @@
+"""What every request must pass before it is read: the token, and limits on its body."""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY = 16 * 2**20  # bytes
+BODY_SECONDS = 60  # that a client may take to send it
+
+# Without it the server would go on to read a body that nobody wants.
+CLOSE = {"Connection": "close"}
+
+
+class Gate:
+    """ASGI middleware: 401 without the token, 413 for a body too large, 408 for one too slow.
+
+    Args:
+        app: what stands behind it.
+        token: that clients must send as `Authorization: Bearer TOKEN`; None: none.
+        open_paths: for which no token is asked.
+        is_stopping: whether this is the last answer on a connection, which then says so.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        token: str | None,
+        open_paths: tuple[str, ...],
+        is_stopping: Callable[[], bool],
+    ):
+        self.app, self.open_paths, self.is_stopping = app, open_paths, is_stopping
+        self.expected = None if token is None else f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.is_stopping():
+                MutableHeaders(scope=message).update(CLOSE)
+            await send(message)
+
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif self._is_welcome(scope):
+            await self.app(scope, _Body(scope, receive).receive, send_last)
+        else:
+            headers = {**CLOSE, "WWW-Authenticate": "Bearer"}
+            detail = "expected the header Authorization: Bearer TOKEN with the server's token"
+            await JSONResponse({"detail": detail}, 401, headers)(scope, receive, send)
+
+    def _is_welcome(self, scope: Scope) -> bool:
+        if self.expected is None or scope["path"] in self.open_paths:
+            return True
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        return secrets.compare_digest(given, self.expected)
+
+
+class _Body:
+    """Hands on the body of a request as long as it keeps the limits.
+
+    Raises:
+        HTTPException: 413 or 408; the connection is closed behind it.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive):
+        self.next_message = receive
+        self.announced = int(dict(scope["headers"]).get(b"content-length", b"0"))
+        self.read = 0
+        self.whole = False
+        self.deadline = asyncio.get_running_loop().time() + BODY_SECONDS
+
+    async def receive(self) -> Message:
+        """The next message of the server, as ASGI has it."""
+        if self.whole:  # what is left to come is that the client goes
+            return await self.next_message()
+
+        self._check_size(self.announced)
+        try:
+            async with asyncio.timeout_at(self.deadline):
+                message = await self.next_message()
+        except TimeoutError:
+            detail = f"the body did not arrive within {BODY_SECONDS} seconds"
+            raise HTTPException(408, detail, CLOSE) from None
+
+        self.read += len(message.get("body", b""))
+        self._check_size(self.read)
+        self.whole = not message.get("more_body", False)
+        return message
+
+    def _check_size(self, size: int) -> None:
+        if size > MAX_BODY:
+            raise HTTPException(413, f"the body has more than {MAX_BODY:,} bytes", CLOSE)
