@@ -195,7 +195,13 @@ CONSUMERS = (
         "cross_encoder.py",
         "text: a chat template that joins prompt and answer",
     ),
-    Consumer("deepspeed-chat", TRANSFORMERS, "deepspeed_chat.py", save_format="dschat"),
+    Consumer(
+        "deepspeed-chat",
+        TRANSFORMERS,
+        "deepspeed_chat.py",
+        "`--add_eot_token` if it was trained with it",
+        save_format="dschat",
+    ),
 )
 
 
