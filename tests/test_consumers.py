@@ -282,8 +282,11 @@ def test_the_model_card(request, workspace, run):
     assert f"| {last['eval_accuracy']:.4f} |" in card.text
     assert "![Loss, accuracy, margin and learning rate](training_curves.png)" in card.text
     assert (folder / "training_curves.png").is_file()
+    written = json.loads((folder / "checks.json").read_text())
     checks = [line.split(": ", 2)[1:] for line in output.splitlines() if "check: " in line]
     assert [name for name, _ in checks] == ["reload", "layout", "batch"]
+    assert [[check["name"], f"{check['finding']}: ok"] for check in written] == checks
+    assert all(check["passed"] for check in written)
     for name, finding in checks:
         assert finding.endswith(": ok")
         assert f"| {name} | {finding.removesuffix(': ok')} | ok |" in card.text

@@ -276,6 +276,7 @@ def test_health(served):
     assert answer["text"]["end_token"] == scorer.encoder.settings.end_token
     assert answer["text"]["max_seq_len"] == LIMIT
     assert answer["limits"]["max_queue"] == 8192
+    assert answer["checks"] is None  # in no folder
 
 
 def test_a_token(scorers, monkeypatch):

@@ -77,7 +77,8 @@ COLUMNS = {
     "unrendered": Column(pa.string(), "part of the prompt that the chat template leaves out"),
     "empty_answers": Column(_INT, "answers without text"),
     "long_answers": Column(_INT, "answers that do not fit even without a prompt"),
-    "cut": Column(_INT, "tokens that truncation took from the longest sequence"),
+    "cuts": Column(_INTS, "tokens that truncation took from each kept answer with its prompt"),
+    "cut": Column(_INT, "the largest of them"),
     "prompt_tokens": Column(_INT, "of the prompt, before any cut"),
     "answer_tokens": Column(_INTS, "of each kept answer, before any cut"),
     # By which rows are told to be the same.

@@ -234,7 +234,10 @@ class ComparisonTokenizer:
         row["answer_tokens"] = [len(ids) - start for ids, start in whole]
 
         row["length"] = max(map(len, row["input_ids"]), default=0)
-        row["cut"] = max((len(ids) for ids, _ in whole), default=0) - row["length"]
+        row["cuts"] = [
+            len(before) - len(ids) for (before, _), ids in zip(whole, row["input_ids"], strict=True)
+        ]
+        row["cut"] = max(row["cuts"], default=0)
         row["shared"] = common_prefix_length(row["input_ids"])
         row["tokens"] = sum(map(len, row["input_ids"])) - row["shared"] * (len(row["answers"]) - 1)
 

@@ -50,6 +50,7 @@ MODEL_FILES = (
     "vocab.*",
     "merges.txt",
     "generation_config.json",
+    "checks.json",
     "adapter/*",
 )
 

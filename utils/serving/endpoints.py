@@ -1,9 +1,11 @@
 """What a request is answered with: rows are made of it, and of their scores the answer."""
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
@@ -40,16 +42,20 @@ class Endpoints:
         self.encoder = queue.scorer.encoder
         self.whole = WholeTextTokenizer(self.encoder)
 
+        checks = Path(args.model_name_or_path, "checks.json")
+        self.checks = json.loads(checks.read_text(encoding="utf-8")) if checks.is_file() else None
+
     async def score(self, body: ScoreRequest, request: Request) -> ScoreAnswer:
         """Score the answers to one prompt."""
         comparison = body.comparison
         rows = await self._score(request, comparison.responses, self.encoder.rows, [comparison])
-        problems = why_not_scored(rows[0], comparison.responses)
+        (row,) = rows
+        cuts = dict(zip(row["answers"], row["cuts"], strict=True))
         return ScoreAnswer(
-            scores=rows[0]["scores"],
-            problems=problems,
-            cut=[0 if problem else rows[0]["cut"] for problem in problems],
-            unrendered=rows[0]["unrendered"] or None,
+            scores=row["scores"],
+            problems=why_not_scored(row, comparison.responses),
+            cut=[cuts.get(number, 0) for number in range(len(comparison.responses))],
+            unrendered=row["unrendered"] or None,
         )
 
     async def get_reward(self, body: RewardRequest, request: Request) -> RewardAnswer:
@@ -64,7 +70,7 @@ class Endpoints:
                 rewards[number] = score
         logs = {
             "end_token_appended": sum(not self.whole.is_ended(text) for text in body.query),
-            "prompt_tokens_cut": sum(row["cut"] * len(row["answers"]) for row in rows),
+            "prompt_tokens_cut": sum(sum(row["cuts"]) for row in rows),
             "not_scored": rewards.count(None),
         }
         return RewardAnswer(
@@ -110,7 +116,7 @@ class Endpoints:
             "batch_layout": args.batch_layout,
             "normalize": args.normalize,
             "text": asdict(self.encoder.settings),
-            "checks": None,
+            "checks": self.checks,
             "waiting": self.queue.waiting,
             "limits": {
                 "max_queue": self.queue.max_answers,

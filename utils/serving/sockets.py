@@ -6,6 +6,8 @@ from utils import distributed
 from utils.evaluation.settings import Address
 from utils.settings import InputError
 
+BACKLOG = 2048  # connections that wait to be accepted
+
 
 def reserve(address: Address) -> socket.socket:
     """Take a port, on which nobody listens yet; the processes of a launcher share it.
@@ -43,9 +45,6 @@ def listen(listener: socket.socket) -> None:
         listener.listen(BACKLOG)
     except OSError as error:
         raise _cannot_have(Address(*listener.getsockname()[:2]), error) from error
-
-
-BACKLOG = 2048
 
 
 def _bind(address: Address, shared: bool = False) -> socket.socket:

@@ -1,5 +1,6 @@
 """The model that a run ends with: saved, checked, described."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +65,9 @@ class ModelSaver:
 
         for check in self.checks.run(folder):
             distributed.log(f"check: {check}")
+
+        checks = json.dumps([asdict(check) for check in self.checks.results], indent=2)
+        (folder / "checks.json").write_text(checks + "\n", encoding="utf-8")
 
         settings = asdict(self.encoder.settings)
         card = model_card(args, settings, self.counts, result, self.checks.results)
