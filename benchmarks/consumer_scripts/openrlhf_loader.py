@@ -1,0 +1,22 @@
+"""OpenRLHF: the model and tokenizer as its trainers load them."""
+
+import torch
+from exchange import FOLDER, answer, rendered
+from openrlhf.models import get_llm_for_sequence_regression
+from openrlhf.utils import get_tokenizer
+
+model = get_llm_for_sequence_regression(
+    FOLDER, "reward", attn_implementation="eager", param_dtype="fp16"
+).eval()
+tokenizer = get_tokenizer(FOLDER, model, "left")
+
+
+@torch.no_grad()
+def score(rows):
+    """A batch padded at the left, without special tokens but those in the text."""
+    texts = rendered(tokenizer, rows)
+    batch = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+    return model(batch.input_ids, batch.attention_mask).tolist()
+
+
+answer(score)
