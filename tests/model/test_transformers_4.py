@@ -3,7 +3,12 @@
 import json
 
 import pytest
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForSequenceClassification
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from utils.model.transformers_4 import spell_as_before
 
@@ -59,8 +64,7 @@ SPELLINGS = {
 
 def save(config, folder):
     config.save_pretrained(folder)
-    entries = json.dumps({"tokenizer_class": "TokenizersBackend", "pad_token": "é"})
-    (folder / "tokenizer_config.json").write_text(entries, encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text("{}")
     spell_as_before(folder)
     return json.loads((folder / "config.json").read_text())
 
@@ -89,7 +93,19 @@ def test_every_family_means_the_same(tmp_path):
     assert count > 40
 
 
-def test_the_tokenizer_has_a_class_that_both_know(tmp_path):
-    save(CONFIG_MAPPING["opt"](), tmp_path)
+def test_the_tokenizer_is_one_that_both_know(tmp_path, opt_tokenizer):
+    opt_tokenizer.add_special_tokens({"extra_special_tokens": ["<|a|>", "<é>"]})
+    opt_tokenizer.save_pretrained(tmp_path)
+    CONFIG_MAPPING["opt"]().save_pretrained(tmp_path)
+    spell_as_before(tmp_path)
     entries = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
-    assert entries == {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "é"}
+    assert entries["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert entries["model_input_names"] == ["input_ids", "attention_mask"]
+    assert entries["additional_special_tokens"] == ["<|a|>", "<é>"]
+    assert "extra_special_tokens" not in entries
+
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    text = "Why?<é> <|a|></s><pad>"
+    assert loaded(text).data == opt_tokenizer(text).data
+    assert loaded.get_vocab() == opt_tokenizer.get_vocab()
+    assert set(loaded.all_special_tokens) == set(opt_tokenizer.all_special_tokens)

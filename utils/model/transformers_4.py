@@ -1,6 +1,7 @@
 """What Transformers 4 reads of a saved model and Transformers 5 no longer writes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 # The names that GPT-NeoX has for what others call rope_theta and partial_rotary_factor.
@@ -35,12 +36,18 @@ def _with_older_rope(config: dict) -> dict:
 
 
 def _with_older_class(tokenizer: dict) -> dict:
-    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-        return tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    return tokenizer
+    """A tokenizer's config with what the older names of its class and of its tokens are."""
+    older = dict(tokenizer)
+    if older.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+        older["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # That class would make token_type_ids, too, which decoders refuse.
+        older.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    if isinstance(older.get("extra_special_tokens"), list):
+        older["additional_special_tokens"] = older.pop("extra_special_tokens")
+    return older
 
 
-def _change(file: Path, changed) -> None:
+def _change(file: Path, changed: Callable[[dict], dict]) -> None:
     entries = json.loads(file.read_text(encoding="utf-8"))
     text = json.dumps(changed(entries), indent=2, ensure_ascii=False)
     file.write_text(text + "\n", encoding="utf-8")
