@@ -324,6 +324,8 @@ def score_here(folder: Path, work: Path, dtype: str) -> dict[str, list[float]]:
 
     lines = (work / dtype / "scores.jsonl").read_text(encoding="utf-8").splitlines()
     scores = [score for line in lines for score in json.loads(line)["scores"]]
+    if None in scores:
+        raise SystemExit(f"{folder} has a max_seq_len that is too short for what is scored here")
     half = len(scores) // 2
     return {"text": scores[:half], "chat": scores[half:]}
 

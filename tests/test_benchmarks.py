@@ -1,11 +1,15 @@
 """The benchmarks run; what they measure is for people to read."""
 
 import json
+import sys
 
 import pytest
+import torch
 
+from benchmarks import consumers
 from benchmarks.accuracy_over_time import accuracy_at, tabulate
-from tests.conftest import run_command
+from tests.conftest import run_command, save_language_model
+from utils.model import pretrained
 
 
 def test_throughput_runs_the_layouts_on_the_same_comparisons(tmp_path):
@@ -52,3 +56,42 @@ def test_table_of_accuracies_has_means_and_intervals():
     assert lines[3].startswith("| TRL, after one epoch | 90 | 0.7200 ± 0.0248 |")
     assert "| TRL, after 100% of packed's time | 10 | 0.5000 ± 0.0000 |" in tabulate(results)
     assert lines[-1] == "TRL's best evaluation, mean of the seeds: 0.7200"
+
+
+@pytest.fixture
+def saved_model(tmp_path, opt_tokenizer):
+    """A reward model whose chat template goes on behind the scored token."""
+    opt_tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.content + eos_token + '\\n' }}{% endfor %}"
+    )
+    base = str(save_language_model(tmp_path / "base", opt_tokenizer, max_position_embeddings=1024))
+    config = pretrained.load_config(base)
+    model, _ = pretrained.load_model(base, config, opt_tokenizer, new_head=True)
+    with torch.no_grad():
+        model.model.score.weight.mul_(10)
+    text, folder = {"end_token": "</s>", "max_seq_len": 1024}, tmp_path / "model"
+    pretrained.save_model(model, model.model.state_dict(), opt_tokenizer, text, str(folder))
+    return folder
+
+
+def test_a_consumer_that_scores_otherwise_is_found(tmp_path, monkeypatch, saved_model):
+    """In the environment of the tests, so that nothing is installed."""
+    monkeypatch.setattr(consumers, "make_environment", lambda *_: sys.executable)
+    words = ["--model_name_or_path", saved_model, "--output", tmp_path / "table.md"]
+    words += ["--consumers", "transformers", "transformers-pipeline"]
+    monkeypatch.setattr(sys, "argv", ["consumers.py", *map(str, words)])
+    consumers.main()
+
+    lines = [line.split(" | ") for line in (tmp_path / "table.md").read_text().splitlines()]
+    rounding, model, pipeline = lines[2:]
+    assert 0 < float(rounding[2]) < 0.1
+    assert float(model[2]) <= 1e-5 < 1e-2 < float(model[3])
+    assert model[-1] == "differs |"
+    assert float(pipeline[2]) <= 1e-5 and pipeline[3] == "-"
+    assert pipeline[-1] == "ok (fp32) |"
+
+
+def test_an_error_of_a_consumer_is_one_line():
+    text = "Traceback:\n  File x\nRuntimeError: a | b\nmore\n" + "word " * 99
+    line = consumers.last_error(text)
+    assert line.startswith("RuntimeError: a / b more word") and len(line) <= consumers.WIDTH
