@@ -6,7 +6,8 @@
 
 Each consumer gets an environment of its own (venv and pip, minutes and gigabytes; kept for the next
 time), in which a script of consumer_scripts/ scores the same prompts, as plain text and as chat
-messages. On a machine without a GPU pip must find torch for CPUs, as the project's own is one:
+messages. Clients ask servers of rw_eval.py, which run beside them. On a machine without a GPU pip
+must find torch for CPUs, as the project's own is one:
 PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
 """
 
@@ -19,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
@@ -107,6 +109,7 @@ class Consumer:
         save_format: of main.py, that it reads.
         figures: what it computes of the scores.
         limit: why it does not agree for some models, for the table.
+        servers: how many servers of ours its script asks.
     """
 
     name: str
@@ -117,6 +120,7 @@ class Consumer:
     save_format: str = "hf"
     figures: Callable[[Sequence[float]], Sequence[float]] = list
     limit: str = ""
+    servers: int = 0
 
 
 TRANSFORMERS = Environment(
@@ -143,6 +147,14 @@ OPENRLHF = Environment(
         "PYTHONPATH": str(SCRIPTS / "without_gpu"),
         "DS_ACCELERATOR": "cpu",
     },
+)
+OPENRLHF_CLIENT = Environment(
+    "openrlhf-client",
+    "openrlhf",
+    [
+        f"install {TORCH} transformers==5.15.0 aiohttp pylatexenc",
+        "install --no-deps openrlhf==0.11.2",
+    ],
 )
 REWARDBENCH = Environment(
     "rewardbench", "rewardbench", [f"install {TORCH} rewardbench==0.1.4 setuptools<81"]
@@ -177,6 +189,8 @@ CONSUMERS = (
     Consumer("transformers-4-pipeline", TRANSFORMERS_4, "transformers_pipeline.py"),
     Consumer("trl-reward-trainer", TRL, "trl_trainer.py", "`bf16=False`", figures=pair_figures),
     Consumer("trl-grpo", TRL, "trl_grpo.py", WRITTEN_OUT),
+    Consumer("trl-client", TRL, "trl_client.py", servers=1),
+    Consumer("openrlhf-client", OPENRLHF_CLIENT, "openrlhf_client.py", servers=2),
     Consumer("openrlhf-loader", OPENRLHF, "openrlhf_loader.py", WRITTEN_OUT, limit=WIDE_HEAD),
     Consumer(
         "openrlhf-server", OPENRLHF, "openrlhf_server.py", WRITTEN_OUT, "fp16", limit=WIDE_HEAD
@@ -286,6 +300,7 @@ def make_request(folder: Path) -> dict:
     bot = "assistant"
     return {
         "folder": str(folder),
+        "end": end,
         "leading": tokenizer.decode(leading_special_ids(tokenizer)),
         "text": [(transcript(turns), f" {one}{end}") for turns, one in rows],
         "chat": [(messages(turns), [{"role": bot, "content": one}]) for turns, one in rows],
@@ -315,6 +330,33 @@ def score_here(folder: Path, work: Path, dtype: str) -> dict[str, list[float]]:
     return {"text": scores[:half], "chat": scores[half:]}
 
 
+@contextmanager
+def serve_here(folder: str, number: int) -> Iterator[list[str]]:
+    """The addresses of as many servers of rw_eval.py."""
+    words = ["--model_name_or_path", folder, "--dtype", "fp32", "--serve", "0"]
+    program = [sys.executable, ROOT / "rw_eval.py", *words]
+    servers = [subprocess.Popen(program, stdout=subprocess.PIPE, text=True) for _ in range(number)]
+    try:
+        yield [address(server) for server in servers]
+    finally:
+        for server in servers:
+            server.terminate()
+            server.communicate()
+
+
+def address(server: subprocess.Popen) -> str:
+    """What a server prints once it listens.
+
+    Raises:
+        RuntimeError: it ended instead.
+    """
+    assert server.stdout
+    for line in server.stdout:
+        if found := re.search(r"^serving .* at (http://\S+)", line):
+            return found[1]
+    raise RuntimeError("the server of rw_eval.py ended")
+
+
 Figures = Mapping[str, Sequence[float]]  # by form
 
 
@@ -342,7 +384,8 @@ def check_consumer(
     """The line of the table for one consumer."""
     environment = consumer.environment
     python = make_environment(environment, environments / environment.name)
-    theirs, problem = ask(consumer, python, request, work)
+    with serve_here(request["folder"], consumer.servers) as servers:
+        theirs, problem = ask(consumer, python, request | {"servers": servers}, work)
     found = differences(theirs, {form: consumer.figures(ours[form]) for form in FORMS})
 
     agrees = all(value <= tolerances[consumer.precision] for value in found.values())

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from benchmarks.consumer_scripts.documented import trl_reward
 from tests.conftest import TEXTS, bot, make_pairs, save_language_model, train_tokenizer, user
 from tests.data.test_whole_texts import CHATML, SPECIALS
 from utils.data.comparison import Comparison
@@ -182,6 +183,15 @@ def test_openrlhf(served):
     equal(answer["rewards"], [*expected[:2], None])
     assert answer["extra_logs"]["end_token_appended"] == pytest.approx(2 / 3)
     assert answer["extra_logs"]["not_scored"] == pytest.approx(1 / 3)
+
+
+def test_trl(served):
+    """By the function that the page shows."""
+    scorer, port = served
+    reward = trl_reward(f"http://127.0.0.1:{port}")
+    prompts = [prompt for prompt in PROMPTS for _ in RESPONSES]
+    expected = [expected_scores(scorer, prompt, RESPONSES) for prompt in PROMPTS]
+    equal(reward(prompts, RESPONSES * len(PROMPTS)), sum(expected, []))
 
 
 def test_vllm(served):
