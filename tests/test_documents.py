@@ -24,7 +24,7 @@ from utils.training.settings import parse_training_arguments
 
 # In this order their commands run, since later ones use what earlier ones wrote.
 NAMES = ["README", "data", "training", "evaluation", "scaling", "results", "coming-from"]
-NAMES = [*NAMES, "serving", "troubleshooting"]
+NAMES = [*NAMES, "consumers", "serving", "troubleshooting"]
 PAGES = {
     page: (ROOT / ("docs" if page != "README" else "") / f"{page}.md").read_text(encoding="utf-8")
     for page in NAMES
