@@ -50,6 +50,7 @@ OTHER_PROGRAMS = {
         "--nproc_per_node",
         "--nodes",
     ),
+    *("--model", "--not_quantized", "--torch_dtype"),  # rewardbench's
     *(
         "--partition",
         "--signal",
