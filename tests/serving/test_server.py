@@ -235,6 +235,11 @@ BAD = {
     "surrogate": ("/score", {"prompt": "a\ud800", "responses": ["a"]}, "lone surrogate"),
     "too long": ("/score", {"prompt": "a" * 1_000_001, "responses": ["a"]}, "at most 1000000"),
     "too many": ("/score", {"prompt": "Q", "responses": ["a"] * 1001}, "at most 1000"),
+    "too much in all": (
+        "/score",
+        {"prompt": "Q " * 10_000, "responses": ["a"] * 1000},
+        "characters with the prompt before each; expected at most 16,777,216",
+    ),
     "mixed": ("/score", {"prompt": "Q", "responses": [[bot("a")]]}, "the prompt is text"),
     "no content": ("/score", {"prompt": [{"role": "user"}], "responses": ["a"]}, "content"),
     "an image": (

@@ -4,12 +4,15 @@ A request that pydantic has taken can be tokenised: what is wrong with it is a V
 which becomes the answer 422.
 """
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from utils.data.comparison import MAX_ANSWERS, Comparison, check_text
 from utils.data.formats.messages import read_messages, read_tools
+
+MAX_RENDERED = 2**24  # characters of a request, once the prompt stands before each response
 
 TextOrMessages = str | list[dict[str, Any]]
 Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_ANSWERS)]
@@ -188,6 +191,14 @@ def read_comparison(
     if not isinstance(prompt, str):
         prompt = read_messages(prompt, "user")
     answers = [r if isinstance(r, str) else read_messages(r, "assistant") for r in responses]
+
+    before = len(json.dumps([prompt, tools]))
+    size = before * len(answers) + sum(len(json.dumps(answer)) for answer in answers)
+    if size > MAX_RENDERED:
+        raise ValueError(
+            f"the responses have {size:,} characters with the prompt before each; expected at most "
+            f"{MAX_RENDERED:,}: send fewer of them at once"
+        )
     return Comparison(prompt, answers, [0] * len(answers), "request", tools=read_tools(tools or []))
 
 
