@@ -204,9 +204,10 @@ def test_a_package_that_is_missing(capsys, monkeypatch):
     assert "--serve needs uvicorn: run" in refuse(capsys, "--serve", 8000)
 
 
-def test_a_token_that_is_empty(capsys, monkeypatch):
-    monkeypatch.setenv("REWARD_SERVER_TOKEN", "")
-    assert "REWARD_SERVER_TOKEN is set, but empty" in refuse(capsys, "--serve", 8000)
+@pytest.mark.parametrize("token", ["", " ", "t\n"])
+def test_a_token_that_no_client_can_send(capsys, monkeypatch, token):
+    monkeypatch.setenv("REWARD_SERVER_TOKEN", token)
+    assert "REWARD_SERVER_TOKEN is empty, or has white" in refuse(capsys, "--serve", 8000)
 
 
 def test_a_port_in_use_is_found_before_the_model_is_loaded(model, monkeypatch):

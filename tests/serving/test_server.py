@@ -238,7 +238,7 @@ BAD = {
     "too much in all": (
         "/score",
         {"prompt": "Q " * 10_000, "responses": ["a"] * 1000},
-        "characters with the prompt before each; expected at most 16,777,216",
+        "characters with the prompt before each; expected at most 8,388,608",
     ),
     "mixed": ("/score", {"prompt": "Q", "responses": [[bot("a")]]}, "the prompt is text"),
     "no content": ("/score", {"prompt": [{"role": "user"}], "responses": ["a"]}, "content"),

@@ -130,10 +130,11 @@ class ServingSettings(Settings):
                 f"--serve needs {' and '.join(missing)}: run `source .venv/bin/activate`, or "
                 "`pip install -r requirements.txt`"
             )
-        if os.environ.get(TOKEN_VARIABLE, "-").strip() == "":
+        token = os.environ.get(TOKEN_VARIABLE, "-")
+        if not token or token != token.strip():
             raise InputError(
-                f"{TOKEN_VARIABLE} is set, but empty: give it the token that --serve asks for, or "
-                "unset it"
+                f"{TOKEN_VARIABLE} is empty, or has white space around it: give it the token that "
+                "--serve asks for, or unset it"
             )
 
 

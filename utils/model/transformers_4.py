@@ -24,7 +24,8 @@ def _with_older_rope(config: dict) -> dict:
     rope = config.get("rope_parameters") or {}
     older = {}
     if "full_attention" in rope:  # layers of two kinds, as in Gemma 3
-        older["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        if sliding := rope.get("sliding_attention"):
+            older["rope_local_base_freq"] = sliding["rope_theta"]
         rope = rope["full_attention"]
 
     older |= {name: rope[name] for name in _PLAIN if name in rope}

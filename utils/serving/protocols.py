@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from utils.data.comparison import MAX_ANSWERS, Comparison, check_text
 from utils.data.formats.messages import read_messages, read_tools
 
-MAX_RENDERED = 2**24  # characters of a request, once the prompt stands before each response
+MAX_RENDERED = 2**23  # characters of a request, once the prompt stands before each response
 
 TextOrMessages = str | list[dict[str, Any]]
 Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_ANSWERS)]

@@ -102,7 +102,7 @@ def _answer_bad_request(request: Request, error: Exception) -> Response:
     """422: the first fault that pydantic found, and where, without a copy of the request."""
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
-    place = ".".join(str(part) for part in fault["loc"][1:])
+    place = ".".join(str(part) for part in fault["loc"][1:])[:200]  # a name may be of any length
     message = fault["msg"].removeprefix("Value error, ")
 
     if fault["type"] == "json_invalid":

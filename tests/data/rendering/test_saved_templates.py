@@ -12,16 +12,19 @@ from utils.data.formats.messages import REASONING, read_messages
 from utils.data.rendering.saved_templates import TRANSCRIPT, end_at_scored_token, own_template
 from utils.data.rendering.templates import fix_date
 from utils.data.tokenization import leading_special_ids
+from utils.settings import InputError
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] }}"
     "{{ '<|im_end|>' + '\\n' }}{% endfor %}\n"
     "{%- if add_generation_prompt %}\n  {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n"
 )
+INDENTED = "  {% for m in messages %}\n  {{ m.content }}  \n  {% endfor %}\n   "
 LINES = "\n  {% for m in messages %}\n  {{ m.role }}: {{ m.content }}\n  {% endfor %}\n\n"
 STYLES = {name: template for name, (template, _) in WRITES.items()} | {
     "chatml": CHATML,
     "lines": LINES,
+    "indented": INDENTED,
 }
 TOKENIZERS = {"opt": "opt_tokenizer", "gpt2": "gpt2_tokenizer", "llama": "llama_tokenizer"}
 
@@ -51,7 +54,12 @@ def conversation(name):
 @pytest.mark.parametrize(
     ("style", "name"),
     [(style, name) for style, (_, names) in WRITES.items() for name in sorted(names)]
-    + [("chatml", "plain"), ("chatml", "many turns"), ("lines", "plain")],
+    + [
+        ("chatml", "plain"),
+        ("chatml", "many turns"),
+        ("lines", "plain"),
+        ("indented", "many turns"),
+    ],
 )
 def test_others_render_the_tokens_that_train(tokenizer, style, name):
     prompt, answers, tools = conversation(name)
@@ -119,6 +127,30 @@ def test_what_a_message_spells_becomes_no_special_token(tokenizer, style):
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     of = [[token for token in ids if token in special] for ids in (rendered, plain)]
     assert of[0] == of[1]
+
+
+def test_a_template_that_writes_otherwise_inside_another_is_refused(tokenizer):
+    blocks = "{% set e = eos_token %}{% block b %}{{ messages[-1].content + e }}{% endblock %}"
+    with pytest.raises(InputError, match="cannot be made to end at.*'e' is undefined.*blocks"):
+        end_it(tokenizer, blocks)
+
+
+@pytest.mark.parametrize("end", ["‹🙂>", '"é\\" }}', "{{ x }}", "{% endset %}"])
+def test_any_end_token_can_end_a_template(tokenizer, end):
+    tokenizer.add_special_tokens({"eos_token": end})
+    encoder = end_it(tokenizer, CHATML.replace("'<|im_end|>'", "eos_token"))
+    prompt, answer = [user(f"Q {end}")], [bot(f"a {end} b")]
+    (row,) = encoder.rows([Comparison(prompt, [answer, [bot("b")]], [0, 1], "s")])
+    rendered = tokenizer.apply_chat_template(prompt + answer, return_dict=False)
+    assert rendered == row["input_ids"][0]
+    assert rendered.count(tokenizer.eos_token_id) == 2
+
+
+def test_a_message_without_content_is_written(tokenizer):
+    end_it(tokenizer, None)
+    calls = [{**bot(""), "content": None, "tool_calls": [{"id": "1"}]}]
+    text = tokenizer.apply_chat_template([user("Q"), *calls], tokenize=False)
+    assert text.endswith('\n\nAssistant: {"id": "1"}' + tokenizer.eos_token)
 
 
 def slow_transcript(messages, tools):
