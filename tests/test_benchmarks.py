@@ -8,7 +8,8 @@ import torch
 
 from benchmarks import consumers
 from benchmarks.accuracy_over_time import accuracy_at, tabulate
-from tests.conftest import run_command, save_language_model
+from tests.conftest import flags, run_command, save_language_model
+from tests.forking import run_program
 from utils.model import pretrained
 
 
@@ -95,3 +96,27 @@ def test_an_error_of_a_consumer_is_one_line():
     text = "Traceback:\n  File x\nRuntimeError: a | b\nmore\n" + "word " * 99
     line = consumers.last_error(text)
     assert line.startswith("RuntimeError: a / b more word") and len(line) <= consumers.WIDTH
+
+
+def test_serving_asks_our_server_in_turns(workspace, tmp_path):
+    done = run_program("main.py", *flags(workspace, "served", 8, 1), "--max_steps", 2)
+    assert done.returncode == 0, done.stderr
+
+    output = tmp_path / "figures.json"
+    source = ("--model_name_or_path", workspace / "served", "--data_path", workspace / "eval.jsonl")
+    lengths = ("--prompt_tokens", 1, 99, "--answer_tokens", 1, 99)
+    work = ("--answers", 1, 2, "--requests", 3, 1, "--clients", 2, "--rounds", 2, "--peers")
+    done = run_command(
+        *("python", "benchmarks/serving.py", *source, *lengths, *work, "--output", output)
+    )
+    assert done.returncode == 0, done.stderr
+
+    figures = json.loads(output.read_text())
+    shapes = [(turn["answers"], len(turn["latencies"])) for turn in figures["turns"]]
+    assert shapes == [(1, 3), (2, 1)] * 2
+    scores = [tuple(one) for turn in figures["turns"] for one in turn["scores"]]
+    assert len(set(scores)) == 8  # no question comes twice
+    for line in figures["summary"]:
+        assert line["ours_is_faster_by"] == 1
+        assert line["scores_differ_by"] == 0
+        assert f"| {line['answers']} | {line['answers_per_second']:.1f} (" in done.stdout
