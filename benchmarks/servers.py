@@ -11,8 +11,8 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, TextIO
 
@@ -27,7 +27,7 @@ from benchmarks.consumers import (
 )
 
 OURS = "rw_eval"
-PEERS = ("vllm", "openrlhf")
+PEERS = ("vllm", "vllm-tuned", "openrlhf")
 
 PATIENCE = 600  # seconds, until a server must be ready or have answered
 
@@ -65,6 +65,7 @@ class Contestant:
         ask: makes the body of a request.
         read: finds the scores in an answer.
         variables: of its processes, beside those of the environment.
+        setting: for the table.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Contestant:
     ask: Callable[[Question], dict]
     read: Callable[[dict], list[float]]
     variables: Mapping[str, str] = field(default_factory=dict)
+    setting: str = ""
 
     def python(self, environments: Path) -> Path:
         """The interpreter that runs it; its environment is made if it is not there."""
@@ -83,7 +85,9 @@ class Contestant:
 
 
 def contestants(folder: Path) -> list[Contestant]:
-    """All of them, in fp32 and with the settings that are fastest there; ours first.
+    """All of them, in fp32; ours first.
+
+    vLLM takes part as it comes and, on a CPU, with the settings that are fastest there.
 
     Args:
         folder: of the model.
@@ -103,17 +107,22 @@ def contestants(folder: Path) -> list[Contestant]:
         [
             *("-m", "vllm.entrypoints.openai.api_server", "--model", model, "--runner", "pooling"),
             *("--dtype", "float32", "--enable-prefix-caching"),
-            # Blocks of its own 128 tokens share little of a prompt; 16 are slow on a CPU.
-            *("--block-size", "32"),
         ],
         "/classify",
         lambda question: {"input": question.texts, "use_activation": False},
         lambda answer: [one["probs"][0] for one in answer["data"]],
-        {
-            "VLLM_CPU_KVCACHE_SPACE": "4",
-            # By itself it leaves one core to its other processes, which have little to do.
-            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
-        },
+        {"VLLM_CPU_KVCACHE_SPACE": "4"},
+        "as it comes",
+    )
+    # Blocks of its own 128 tokens share little of a prompt, 16 are slow on a CPU; and by itself it
+    # leaves one core to its other processes, which have little to do.
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    tuned = replace(
+        vllm,
+        name="vllm-tuned",
+        words=[*vllm.words, "--block-size", "32"],
+        variables={**vllm.variables, "VLLM_CPU_OMP_THREADS_BIND": cores},
+        setting="blocks of 32, all cores",
     )
     openrlhf = Contestant(
         "openrlhf",
@@ -128,7 +137,7 @@ def contestants(folder: Path) -> list[Contestant]:
         lambda question: {"query": question.texts},
         lambda answer: answer["rewards"],
     )
-    return [ours, vllm, openrlhf]
+    return [ours, vllm, openrlhf] if HAS_GPU else [ours, vllm, tuned, openrlhf]
 
 
 class Server:
@@ -163,18 +172,17 @@ class Server:
             stderr=log,
             start_new_session=True,  # signals reach its children, too
         )
-        self._wait()
+        try:
+            self._wait()
+        except BaseException:
+            self._stop()
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.killpg(self.process.pid, signal.SIGCONT)
-        self.process.terminate()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self._stop()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -223,8 +231,17 @@ class Server:
                 if client.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             time.sleep(0.5)
-        self.__exit__()
         raise RuntimeError(f"{self.contestant.name} was not ready after {PATIENCE} seconds")
+
+    def _stop(self) -> None:
+        """End all its processes, also those that it left behind or that stand still."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGCONT)
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def free_port() -> int:
@@ -242,4 +259,4 @@ def label(contestant: Contestant, python: Path) -> str:
     name = contestant.environment.distribution
     code = f"from importlib.metadata import version; print(version({name!r}))"
     version = subprocess.check_output([python, "-c", code], text=True).strip()
-    return f"{name} {version}"
+    return f"{name} {version}" + (f", {contestant.setting}" if contestant.setting else "")

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import time
@@ -93,6 +94,9 @@ def main(args: argparse.Namespace) -> None:
     """Start all servers, let them answer in turn, print the table."""
     folder = args.model_name_or_path.resolve()
     texts = Texts(args, folder)
+
+    # Whoever stops this program stops the servers, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     with ExitStack() as stack:
         log = stack.enter_context(args.log.open("w"))
