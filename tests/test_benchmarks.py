@@ -2,11 +2,13 @@
 
 import json
 import sys
+import time
 
+import psutil
 import pytest
 import torch
 
-from benchmarks import consumers
+from benchmarks import consumers, servers
 from benchmarks.accuracy_over_time import accuracy_at, tabulate
 from tests.conftest import flags, run_command, save_language_model
 from tests.forking import run_program
@@ -96,6 +98,32 @@ def test_an_error_of_a_consumer_is_one_line():
     text = "Traceback:\n  File x\nRuntimeError: a | b\nmore\n" + "word " * 99
     line = consumers.last_error(text)
     assert line.startswith("RuntimeError: a / b more word") and len(line) <= consumers.WIDTH
+
+
+def test_a_server_that_cannot_start_leaves_no_children(tmp_path):
+    script = (
+        "import subprocess, sys; print(subprocess.Popen(['sleep', '900']).pid, flush=True); "
+        "sys.exit(3)"
+    )
+    contestant = servers.Contestant("dead", None, ["-c", script], "/", dict, list)
+    with (tmp_path / "log").open("w+") as log:
+        with pytest.raises(RuntimeError, match="dead ended with code 3"):
+            servers.Server(contestant, tmp_path, log)
+        log.seek(0)
+        child = int(log.read())
+
+    deadline = time.monotonic() + 60
+    while is_alive(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(number):
+    """Whether a process runs; one that has ended and that nobody has asked for does not."""
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_serving_asks_our_server_in_turns(workspace, tmp_path):
