@@ -105,6 +105,7 @@ def test_every_flag_is_explained(parse, capsys):
         (["--benchmark", "llmbar", "--data_path", "a", "b"], "takes one file or folder"),
         (["--as_pairs"], "--as_pairs goes with --data_path or --benchmark"),
         (["--as_pairs", "--best_of_n", "--data_path", "c"], "not allowed with argument"),
+        (["--max_queue", "5", "--data_path", "c"], "--max_queue goes with --serve"),
         (["--format", "pairs"], "--format goes with --data_path"),
         (["--format", "pairs", "--benchmark", "llmbar", "--data_path", "c"], "has its own layout"),
         (["--resume", "--data_path", "c"], "--resume needs the --output_dir"),

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import uvicorn
 
 import rw_eval
 from tests.conftest import free_port, make_pairs, save_language_model, train_opt_tokenizer
@@ -21,6 +22,7 @@ from utils.evaluation import settings
 from utils.evaluation.scoring import Scorer
 from utils.evaluation.settings import parse_address, parse_evaluation_arguments
 from utils.model import pretrained
+from utils.serving.server import Server
 from utils.serving.sockets import listen, reserve
 from utils.settings import InputError
 
@@ -125,6 +127,17 @@ def test_what_was_accepted_is_answered_before_the_end(model, monkeypatch, number
         (expected,) = scorer([Comparison(row["prompt"], row["responses"], [0, 0], "test")])
         assert answer["connection"] == "close"
         assert answer["scores"] == pytest.approx(expected["scores"], abs=1e-5)
+
+
+def test_a_second_interrupt_does_not_wait():
+    before = signal.getsignal(signal.SIGINT)
+    server = Server(uvicorn.Config(app=None))
+    try:
+        server.handle_exit(signal.SIGINT, None)
+        assert server.should_exit and not server.force_exit
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # the next one ends the process
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def load_scorer(monkeypatch, *flags):

@@ -5,7 +5,7 @@
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 REQUIREMENTS="${REQUIREMENTS:-requirements.txt}"
-MODULES="${MODULES:-torch deepspeed transformers datasets huggingface_hub accelerate peft tensorboard matplotlib tqdm rich psutil scipy yaml filelock}"
+MODULES="${MODULES:-torch deepspeed transformers datasets huggingface_hub accelerate peft tensorboard matplotlib tqdm rich psutil scipy yaml filelock fastapi uvicorn}"
 
 has_packages() {  # looks the packages up without importing them
     "$1" -c "import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, sys.argv[1:])))" \

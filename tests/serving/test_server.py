@@ -221,6 +221,7 @@ def test_vllm(served):
 
 
 GOOD = {"prompt": "Q", "responses": ["a"]}
+CONVERSATION = {"prompt": [user("Q")], "responses": ["a"]}
 BAD = {
     "no JSON": ("/score", b"{", "no JSON"),
     "no UTF-8": ("/score", b"\xff\xfe", ""),
@@ -229,7 +230,8 @@ BAD = {
     "null": ("/score", b"null", "expected a JSON object"),
     "no responses": ("/score", {"prompt": "Q"}, "responses: Field required"),
     "none": ("/score", {"prompt": "Q", "responses": []}, "responses: .* at least 1"),
-    "a number": ("/score", {"prompt": "Q", "responses": [1]}, "responses"),
+    "a number": ("/score", {"prompt": 3, "responses": [1]}, "^prompt: .* string or .* list$"),
+    "no message": ("/score", {"prompt": ["Q"], "responses": ["a"]}, r"^prompt\.0: .* dictionary$"),
     "unknown": ("/score", {**GOOD, "temperature": 1}, "temperature"),
     "NUL": ("/score", {"prompt": "a\0", "responses": ["a"]}, "NUL byte"),
     "surrogate": ("/score", {"prompt": "a\ud800", "responses": ["a"]}, "lone surrogate"),
@@ -248,13 +250,15 @@ BAD = {
         "expected parts of the type text",
     ),
     "tools": ("/score", {**GOOD, "tools": ["find"]}, "tools"),
-    "NaN": ("/score", {**GOOD, "tools": [{"x": math.nan}]}, "finite"),
+    "tools of a text": ("/score", {**GOOD, "tools": [{"name": "find"}]}, "no place for tools"),
+    "NaN": ("/score", {**CONVERSATION, "tools": [{"x": math.nan}]}, "finite"),
     "no queries": ("/get_reward", {"query": []}, "query"),
     "blank": ("/get_reward", {"query": [" "]}, "query 1 is empty"),
     "prompts": ("/get_reward", {"query": ["a"], "prompts": ["a", "b"]}, "1 queries but 2 prompts"),
     "both": ("/classify", {"input": "a", "messages": [user("a"), bot("b")]}, "either"),
     "neither": ("/classify", {}, "either"),
-    "token ids": ("/classify", {"input": [1, 2]}, "input"),
+    "token ids": ("/classify", {"input": [1, 2]}, r"^input\.0: "),
+    "too many inputs": ("/classify", {"input": ["a"] * 1001}, "^input: .* at most 1000"),
     "sigmoid": ("/classify", {"input": "a", "use_activation": True}, "use_activation"),
 }
 
@@ -302,8 +306,9 @@ def test_a_token(scorers, monkeypatch):
             headers = {"Authorization": given.encode()} if given else {}
             status, _, said = ask(port, "/score", GOOD, headers=headers)
             assert (status, said["WWW-Authenticate"]) == (401, "Bearer")
-        headers = {"Authorization": "Bearer sesame ü".encode()}
-        assert ask(port, "/score", GOOD, headers=headers)[0] == 200
+        for given in ("Bearer sesame ü", "bearer sesame ü"):
+            headers = {"Authorization": given.encode()}
+            assert ask(port, "/score", GOOD, headers=headers)[0] == 200
 
 
 def raw(port, *parts):
@@ -320,14 +325,22 @@ def raw(port, *parts):
 HEAD = b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 
 
-def test_a_body_that_is_too_large_is_not_read(served, monkeypatch):
+def test_a_body_that_is_too_large(served, monkeypatch):
     _, port = served
     monkeypatch.setattr(gate, "MAX_BODY", 1000)
+    monkeypatch.setattr(gate, "LINGER_SECONDS", 0.05)
     assert raw(port, HEAD + b"Content-Length: 1001\r\n\r\n").startswith(b"HTTP/1.1 413")
     chunk = b"190\r\n" + b" " * 400 + b"\r\n"
     chunked = raw(port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", chunk, chunk, chunk)
     assert chunked.startswith(b"HTTP/1.1 413")
     assert ask(port, "/score", GOOD)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/score", "/nothing"])
+def test_who_sends_too_much_before_reading_gets_the_answer(served, path):
+    _, port = served
+    body = b" " * 40_000_000
+    assert ask(port, path, body)[0] == (413 if path == "/score" else 404)
 
 
 def test_a_body_that_is_too_slow(served, monkeypatch):

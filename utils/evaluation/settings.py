@@ -22,6 +22,8 @@ from utils.settings import (
 
 TOKEN_VARIABLE = "REWARD_SERVER_TOKEN"  # holds what clients of --serve must know
 
+MAX_QUEUE = 8192
+
 BENCHMARKS = ("rewardbench", "rewardbench2", "rm-bench", "judgebench", "llmbar")
 
 
@@ -116,14 +118,17 @@ class ServingSettings(Settings):
         resume=FREE,
     )
     max_queue: int = flag(
-        8192,
-        "answers that may wait for the model; a request with more gets status 429 at once",
+        MAX_QUEUE,
+        "answers that may wait for the model: while some wait, a request beyond that gets status "
+        "429 at once",
         least=1,
         resume=FREE,
     )
 
     def _check(self) -> None:
         if not self.serve:
+            if self.max_queue != MAX_QUEUE:
+                raise InputError("--max_queue goes with --serve")
             return
         if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
             raise InputError(
@@ -242,10 +247,10 @@ class SavedTextSettings(Settings):
     )
     answer_end: str | None = flag(
         None,
-        "token: cut white space at the end and append the end token, as main.py trains (a text "
-        "prompt then stands as it is, without --apply_chat_template); as_written: score the last "
-        "token of what the chat template, or for texts the tokenizer, writes (default: as the "
-        "checkpoint says; of one that says nothing as_written)",
+        "token: cut white space at the end of messages and append the end token, as main.py trains "
+        "(a text prompt then stands as it is, without --apply_chat_template); as_written: score "
+        "the last token of what the chat template, or for texts the tokenizer, writes (default: as "
+        "the checkpoint says; of one that says nothing as_written)",
         choices=("token", "as_written"),
         resume=FREE,
     )

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -11,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 16 * 2**20  # bytes
 BODY_SECONDS = 60  # that a client may take to send it
+LINGER_SECONDS = 2  # for which a client that was answered too early may send nothing
 
-# Without it the server would go on to read a body that nobody wants.
 CLOSE = {"Connection": "close"}
 
 
@@ -34,30 +35,41 @@ class Gate:
         is_stopping: Callable[[], bool],
     ):
         self.app, self.open_paths, self.is_stopping = app, open_paths, is_stopping
-        self.expected = None if token is None else f"Bearer {token}".encode()
+        self.expected = None if token is None else token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
 
-        async def send_last(message: Message) -> None:
-            if message["type"] == "http.response.start" and self.is_stopping():
-                MutableHeaders(scope=message).update(CLOSE)
-            await send(message)
-
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-        elif self._is_welcome(scope):
-            await self.app(scope, _Body(scope, receive).receive, send_last)
-        else:
+            return
+
+        body = _Body(scope, receive)
+
+        async def send_whole(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.is_stopping():
+                MutableHeaders(scope=message).update(CLOSE)
+
+            # A connection that is closed while its client sends loses the answer, too.
+            ends = message["type"] == "http.response.body" and not message.get("more_body")
+            if ends and not body.whole:
+                await send({**message, "more_body": True})
+                await body.discard()
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        answer = self.app
+        if not self._is_welcome(scope):
             headers = {**CLOSE, "WWW-Authenticate": "Bearer"}
             detail = "expected the header Authorization: Bearer TOKEN with the server's token"
-            await JSONResponse({"detail": detail}, 401, headers)(scope, receive, send)
+            answer = JSONResponse({"detail": detail}, 401, headers)
+        await answer(scope, body.receive, send_whole)
 
     def _is_welcome(self, scope: Scope) -> bool:
         if self.expected is None or scope["path"] in self.open_paths:
             return True
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        return secrets.compare_digest(given, self.expected)
+        scheme, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        return scheme.lower() == b"bearer" and secrets.compare_digest(token, self.expected)
 
 
 class _Body:
@@ -87,10 +99,19 @@ class _Body:
             detail = f"the body did not arrive within {BODY_SECONDS} seconds"
             raise HTTPException(408, detail, CLOSE) from None
 
+        self.whole = not message.get("more_body", False)
         self.read += len(message.get("body", b""))
         self._check_size(self.read)
-        self.whole = not message.get("more_body", False)
         return message
+
+    async def discard(self) -> None:
+        """Read what is left, as long as the client sends it in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self.deadline):
+                while not self.whole:
+                    async with asyncio.timeout(LINGER_SECONDS):
+                        message = await self.next_message()
+                    self.whole = not message.get("more_body", False)
 
     def _check_size(self, size: int) -> None:
         if size > MAX_BODY:

@@ -190,6 +190,8 @@ def read_comparison(
     """The comparison of a request; ValueError says what is wrong with it."""
     if not isinstance(prompt, str):
         prompt = read_messages(prompt, "user")
+    elif tools:
+        raise ValueError("the prompt is text, which has no place for tools: give messages")
     answers = [r if isinstance(r, str) else read_messages(r, "assistant") for r in responses]
 
     before = len(json.dumps([prompt, tools]))

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -24,6 +26,15 @@ from utils.settings import Stopped
 KEEP_ALIVE = 120  # seconds; clients, who wait less for a next request, should be the ones to close
 
 
+class Server(uvicorn.Server):
+    """The first signal lets it answer what was accepted, a second Ctrl-C ends it at once."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by each signal."""
+        super().handle_exit(sig, frame)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def serve(args: ScorerSettings, scorer: Scorer, listener: socket.socket) -> None:
     """Answer requests until SIGTERM or Ctrl-C; then answer what was accepted, and return.
 
@@ -31,9 +42,6 @@ def serve(args: ScorerSettings, scorer: Scorer, listener: socket.socket) -> None
         args: of rw_eval.py.
         scorer: the model.
         listener: the port (sockets.reserve).
-
-    Raises:
-        Stopped: a second Ctrl-C did not let it wait for the answers.
     """
     server = make_server(args, scorer)
     listen(listener)
@@ -42,16 +50,12 @@ def serve(args: ScorerSettings, scorer: Scorer, listener: socket.socket) -> None
     host = f"[{host}]" if ":" in host else host
     distributed.log(f"serving {args.model_name_or_path} at http://{host}:{port} (Ctrl-C ends it)")
 
-    try:
+    with suppress(Stopped):  # uvicorn repeats the signal that ended it
         server.run(sockets=[listener])
-    except Stopped as stop:  # uvicorn repeats the signal that ended it
-        if server.force_exit:
-            stop.saved = "some requests were not answered"
-            raise
     distributed.log("stopped; all that was accepted is answered")
 
 
-def make_server(args: ScorerSettings, scorer: Scorer) -> uvicorn.Server:
+def make_server(args: ScorerSettings, scorer: Scorer) -> Server:
     """The server, which is still to be run; it writes nothing unless something goes wrong."""
     app = make_app(args, scorer)
     config = uvicorn.Config(
@@ -63,7 +67,7 @@ def make_server(args: ScorerSettings, scorer: Scorer) -> uvicorn.Server:
         lifespan="on",
         timeout_keep_alive=KEEP_ALIVE,
     )
-    app.state.server = server = uvicorn.Server(config)
+    app.state.server = server = Server(config)
     return server
 
 
@@ -99,11 +103,22 @@ def make_app(args: ScorerSettings, scorer: Scorer) -> FastAPI:
 
 
 def _answer_bad_request(request: Request, error: Exception) -> Response:
-    """422: the first fault that pydantic found, and where, without a copy of the request."""
+    """422: what pydantic found first, and where, without a copy of the request."""
     assert isinstance(error, RequestValidationError)
-    fault = error.errors()[0]
-    place = ".".join(str(part) for part in fault["loc"][1:])[:200]  # a name may be of any length
+    faults = error.errors()
+    fault = faults[0]
+    names = fault["loc"][1:]
     message = fault["msg"].removeprefix("Value error, ")
+
+    if names and names[-1] == "str":  # a text, or something else that may stand in its place
+        parent = fault["loc"][:-1]
+        tried = [one for one in faults if one["loc"][: len(parent)] == parent]
+        depth = max(len(one["loc"]) for one in tried)
+        nearest = [one for one in tried if len(one["loc"]) == depth]
+        names = parent[1:] + nearest[0]["loc"][len(parent) + 1 :]
+        message = " or ".join(dict.fromkeys(one["msg"] for one in nearest))
+
+    place = ".".join(map(str, names))[:200]  # a name may be of any length
 
     if fault["type"] == "json_invalid":
         message, place = f"the body is no JSON: {fault['ctx']['error']}, character {place}", ""

@@ -123,7 +123,8 @@ DEEPSPEED_CHAT = """DeepSpeed-Chat: this folder is for step 3, `--critic_model_n
 It reads the last token before the padding. Where it pads with the end token (OPT, GPT-2), that is
 the end token only if it is one of its own: `--add_eot_token` in training and in step 3.
 
-Transformers and TRL cannot load the folder: `main.py --save_format hf` writes one for them."""
+Transformers and TRL would take none of these weights and go on with random ones: `main.py
+--save_format hf` writes a folder for them."""
 
 
 # Where the score is read, by --score_position.
