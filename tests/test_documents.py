@@ -61,7 +61,7 @@ OTHER_PROGRAMS = {
         "--all-files",
         "--build-arg",
     ),
-    *("--json", "--reward", "--remote_rm_url", "--runner"),
+    *("--json", "--reward", "--remote_rm_url", "--runner", "--block-size"),
 }
 OTHER_TRAINERS = ("TRL", "`openrlhf")  # how headers of tables of their flags begin
 
