@@ -52,19 +52,19 @@ def end_at_scored_token(tokenizer: "PreTrainedTokenizerBase", leading: str, end_
 
     def ended(template: str) -> str:
         own = own_template(template)
-        before, behind = _BEFORE, _BEHIND.replace("END_TOKEN", _literal(end_token))
-        whole = before.replace("SPECIAL_TOKENS", _literal(special)) + own + behind
+        before, behind = _BEFORE, _BEHIND.replace("END_TOKEN", _jinja_literal(end_token))
+        whole = before.replace("SPECIAL_TOKENS", _jinja_literal(special)) + own + behind
         _check_ended(tokenizer, own, whole, end_token)
         return whole
 
-    templates = tokenizer.chat_template or f"{{{{- {_literal(leading)} -}}}}\n{TRANSCRIPT}"
+    templates = tokenizer.chat_template or f"{{{{- {_jinja_literal(leading)} -}}}}\n{TRANSCRIPT}"
     if isinstance(templates, dict):  # by what they are for
         tokenizer.chat_template = {name: ended(text) for name, text in templates.items()}
     else:
         tokenizer.chat_template = ended(templates)
 
 
-def _literal(value: str | dict) -> str:
+def _jinja_literal(value: str | dict) -> str:
     """Texts as Jinja reads them; it knows no pairs of surrogates, which JSON would escape by."""
     return json.dumps(value, ensure_ascii=False)
 
