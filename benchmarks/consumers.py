@@ -32,7 +32,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
-from utils.data.tokenization import leading_special_ids
+from utils.data.tokenization import leading_text
 from utils.evaluation.prompts import BUILT_IN
 from utils.output.tables import markdown_grid
 
@@ -299,7 +299,7 @@ def make_request(folder: Path) -> dict:
     return {
         "folder": str(folder),
         "end": end,
-        "leading": tokenizer.decode(leading_special_ids(tokenizer)),
+        "leading": leading_text(tokenizer),
         "text": [(transcript(turns), f" {one}{end}") for turns, one in rows],
         "chat": [(messages(turns), [{"role": bot, "content": one}]) for turns, one in rows],
     }

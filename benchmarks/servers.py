@@ -5,17 +5,17 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, TextIO
 
+from benchmarks.consumer_scripts.serving import end_group, free_port, listens
 from benchmarks.consumers import (
     HAS_GPU,
     OPENRLHF,
@@ -175,14 +175,14 @@ class Server:
         try:
             self._wait()
         except BaseException:
-            self._stop()
+            end_group(self.process)
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        end_group(self.process)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -227,27 +227,10 @@ class Server:
             if self.process.poll() is not None:
                 code = self.process.returncode
                 raise RuntimeError(f"{self.contestant.name} ended with code {code}")
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
+            if listens(self.port):
+                return
             time.sleep(0.5)
         raise RuntimeError(f"{self.contestant.name} was not ready after {PATIENCE} seconds")
-
-    def _stop(self) -> None:
-        """End all its processes, also those that it left behind or that stand still."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGCONT)
-        self.process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(30)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    """A port that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def label(contestant: Contestant, python: Path) -> str:

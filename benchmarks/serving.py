@@ -37,7 +37,7 @@ from benchmarks.servers import OURS, PEERS, Question, Server, contestants
 from benchmarks.throughput import machine
 from utils.data.sources.files import parse_row
 from utils.data.sources.names import parse_place
-from utils.data.tokenization import leading_special_ids
+from utils.data.tokenization import leading_text
 from utils.evaluation.rows import open_source, windows
 from utils.output.tables import markdown_grid
 
@@ -126,7 +126,7 @@ class Texts:
     def __init__(self, args: argparse.Namespace, folder: Path):
         tokenizer = AutoTokenizer.from_pretrained(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self.leading = tokenizer.decode(leading_special_ids(tokenizer))
+        self.leading = leading_text(tokenizer)
         self.end = config["reward_settings"]["end_token"]
 
         comparisons = [

@@ -18,17 +18,13 @@ from tests.conftest import (
     user,
     write_jsonl,
 )
+from tests.data.chat_styles import CHATML
 from utils.evaluation.settings import parse_evaluation_arguments
 from utils.model import pretrained
 from utils.settings import InputError
 from utils.training.model import make_training_encoder
 from utils.training.settings import parse_training_arguments
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] }}"
-    "{{ '<|im_end|>' + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 LLAMA_3 = (
     "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] }}"
     "{{ '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' }}{% endfor %}"

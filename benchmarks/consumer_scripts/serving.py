@@ -1,6 +1,8 @@
-"""A server in a process of its own, and requests to it."""
+"""Servers in processes of their own, and requests to them; without packages, for all consumers."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -8,7 +10,34 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+
+def free_port() -> int:
+    """A port that nobody has."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def listens(port: int) -> bool:
+    """Whether somebody takes connections on a port."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def end_group(server: subprocess.Popen) -> None:
+    """End a server and its children, also those that it left behind or that stand still.
+
+    Args:
+        server: started with start_new_session=True.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGCONT)
+    server.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        server.wait(30)
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -18,25 +47,17 @@ def served(*words: str) -> Iterator[str]:
     Raises:
         RuntimeError: it ended instead.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
+    port = free_port()
     words = (sys.executable, "-m", *words, "--host", "127.0.0.1", "--port", str(port))
-    with subprocess.Popen(words, stdout=sys.stderr) as server:
+    with subprocess.Popen(words, stdout=sys.stderr, start_new_session=True) as server:
         try:
-            while not _listens(port):
+            while not listens(port):
                 if server.poll() is not None:
                     raise RuntimeError(f"the server ended with code {server.returncode}")
                 time.sleep(1)
             yield f"http://127.0.0.1:{port}"
         finally:
-            server.terminate()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
+            end_group(server)
 
 
 def post(address: str, body: dict) -> dict:

@@ -91,3 +91,9 @@ XML = """{% for tool in tools or [] %}<function>{{ tool.function.name }}</functi
 # Knows role and content alone.
 PLAIN = """{% for m in messages %}[{{ m.role }}]{{ m.content or '' }}{{ eos_token }}
 {% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
+
+# As Qwen 2's and SmolLM2's: a line end follows the end token.
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.conftest import bot, train_tokenizer, user
+from tests.data.chat_styles import CHATML
 from utils.data.comparison import Comparison
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 from utils.data.whole_texts import WholeTextTokenizer
@@ -11,10 +12,6 @@ PROMPT = "Human: What is a lighthouse? Assistant:"
 ANSWERS = [" A tower.", " It shows ships where the coast is. \n", "I'm not sure."]
 MESSAGES = [user("What is a lighthouse?"), bot("Why?"), user("So.")]
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 WITH_START = "{{ bos_token }}" + CHATML
 # As Gemma's: it has no place for a system message.
 NO_SYSTEM = (

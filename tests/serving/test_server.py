@@ -14,7 +14,8 @@ import torch
 
 from benchmarks.consumer_scripts.documented import trl_reward
 from tests.conftest import TEXTS, bot, make_pairs, save_language_model, train_tokenizer, user
-from tests.data.test_whole_texts import CHATML, SPECIALS
+from tests.data.chat_styles import CHATML
+from tests.data.test_whole_texts import SPECIALS
 from utils.data.comparison import Comparison
 from utils.data.packing import make_collator
 from utils.data.tokenization import ComparisonTokenizer, TextSettings

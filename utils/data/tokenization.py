@@ -107,6 +107,11 @@ def leading_special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return encoded.input_ids[: encoded.special_tokens_mask.index(0)]
 
 
+def leading_text(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The same tokens, as who spells them in a text writes them."""
+    return "".join(tokenizer.convert_ids_to_tokens(leading_special_ids(tokenizer)))
+
+
 def check_num_padding_at_beginning(
     tokenizer: "PreTrainedTokenizerBase", end_token: str, given: int | None
 ) -> int:

@@ -7,7 +7,7 @@ from contextlib import suppress
 import jinja2
 
 from utils.data.token_rows import empty_row
-from utils.data.tokenization import ComparisonTokenizer
+from utils.data.tokenization import ComparisonTokenizer, leading_text
 
 
 class WholeTextTokenizer(ComparisonTokenizer):
@@ -20,7 +20,7 @@ class WholeTextTokenizer(ComparisonTokenizer):
 
     def __init__(self, encoder: ComparisonTokenizer):
         super().__init__(encoder.tokenizer, encoder.settings, encoder.unscored)
-        self.leading_text = "".join(self.tokenizer.convert_ids_to_tokens(self.leading_ids))
+        self.leading_text = leading_text(self.tokenizer)
         self.opening = self._template_opening()
 
     def row(self, texts: Sequence[str], prompt: str = "") -> dict:

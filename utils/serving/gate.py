@@ -94,12 +94,11 @@ class _Body:
         self._check_size(self.announced)
         try:
             async with asyncio.timeout_at(self.deadline):
-                message = await self.next_message()
+                message = await self._next()
         except TimeoutError:
             detail = f"the body did not arrive within {BODY_SECONDS} seconds"
             raise HTTPException(408, detail, CLOSE) from None
 
-        self.whole = not message.get("more_body", False)
         self.read += len(message.get("body", b""))
         self._check_size(self.read)
         return message
@@ -110,8 +109,12 @@ class _Body:
             async with asyncio.timeout_at(self.deadline):
                 while not self.whole:
                     async with asyncio.timeout(LINGER_SECONDS):
-                        message = await self.next_message()
-                    self.whole = not message.get("more_body", False)
+                        await self._next()
+
+    async def _next(self) -> Message:
+        message = await self.next_message()
+        self.whole = not message.get("more_body", False)
+        return message
 
     def _check_size(self, size: int) -> None:
         if size > MAX_BODY:

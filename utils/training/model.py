@@ -13,7 +13,7 @@ from utils.data.tokenization import (
     ComparisonTokenizer,
     TextSettings,
     check_num_padding_at_beginning,
-    leading_special_ids,
+    leading_text,
     prepare_tokenizer,
 )
 from utils.model import pretrained
@@ -81,10 +81,9 @@ def make_training_encoder(
 
     tokenizer = pretrained.load_tokenizer(args.model_name_or_path, args.trust_remote_code)
     end_token, notes = prepare_tokenizer(tokenizer, args.add_eot_token, args.chat_template)
-    leading = "".join(tokenizer.convert_ids_to_tokens(leading_special_ids(tokenizer)))
     if not tokenizer.chat_template:
         notes.append("the tokenizer has no chat template: messages become Human / Assistant turns")
-    end_at_scored_token(tokenizer, leading, end_token)
+    end_at_scored_token(tokenizer, leading_text(tokenizer), end_token)
     check_save_format(args, tokenizer, end_token)
     date = fix_date(tokenizer, args.chat_template_date or date_before)
     if date:

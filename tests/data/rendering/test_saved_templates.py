@@ -11,7 +11,7 @@ from utils.data.comparison import Comparison
 from utils.data.formats.messages import REASONING, read_messages
 from utils.data.rendering.saved_templates import TRANSCRIPT, end_at_scored_token, own_template
 from utils.data.rendering.templates import fix_date
-from utils.data.tokenization import leading_special_ids
+from utils.data.tokenization import leading_text
 from utils.settings import InputError
 
 CHATML = (
@@ -39,8 +39,7 @@ def end_it(tokenizer, template):
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     encoder = make_encoder(tokenizer, template)
     fix_date(tokenizer, "2026-01-31")
-    leading = "".join(tokenizer.convert_ids_to_tokens(leading_special_ids(tokenizer)))
-    end_at_scored_token(tokenizer, leading, encoder.settings.end_token)
+    end_at_scored_token(tokenizer, leading_text(tokenizer), encoder.settings.end_token)
     return make_encoder(tokenizer, tokenizer.chat_template, max_seq_len=4096)
 
 
