@@ -19,6 +19,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)
 
+if release := os.environ.get("EMULATED_GPU"):  # for these tests and for what they start
+    from tests.emulation.emulated_gpu import emulate
+    from utils.model import shared_prefix
+
+    emulate(shared_prefix, release)
+    folders = [str(ROOT / "tests" / "emulation"), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+
 TEXTS = [
     "Human: What does a lighthouse do? Assistant: It shows ships where the coast is.",
     "I'm not sure. I don't know. The quick brown fox jumps over the lazy dog 0123456789.",

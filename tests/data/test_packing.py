@@ -136,7 +136,7 @@ def keys_of_ends(batch):
     assert ends.query_lengths == [1] * len(batch.end_index)
     assert ends.query_starts.tolist() == list(range(len(batch.end_index) + 1))
     chains, start = [], 0
-    for length, key_start in zip(ends.key_lengths, ends.key_starts.tolist(), strict=False):
+    for length, key_start in zip(key_lengths(ends), ends.key_starts.tolist(), strict=False):
         assert key_start == start
         chains.append(ends.key_index.tolist()[start : start + length])
         start += length
@@ -153,6 +153,11 @@ def packed_tokens(rows):
         for answer, ids in enumerate(row["input_ids"]):
             tokens += [(number, p, {answer}) for p in range(row["shared"], len(ids))]
     return tokens
+
+
+def key_lengths(segments):
+    """Keys of each segment."""
+    return [p + own for p, own in zip(segments.prefix_lengths, segments.own_lengths, strict=True)]
 
 
 @EACH_SAMPLE
@@ -191,7 +196,7 @@ def test_packed_tokens_see_what_stands_before_them_in_an_answer(sample):
     # Counted, not only marked: a key that stood twice would weigh twice in the softmax.
     seen = np.zeros((width, width), dtype=int)
     query_start = key_start = 0
-    for queries, length in zip(segments.query_lengths, segments.key_lengths, strict=True):
+    for queries, length in zip(segments.query_lengths, key_lengths(segments), strict=True):
         piece = keys[key_start : key_start + length]
         for query in range(queries):
             for key in piece[: length - queries + query + 1]:
@@ -214,14 +219,25 @@ def test_packed_tokens_see_what_stands_before_them_in_an_answer(sample):
 def test_starts_of_segments_are_the_sums_of_the_lengths_before(sample):
     batch = PackedCollator(PAD)(*rows_of(sample))
     for segments in (batch.segments, batch.end_segments):
-        for lengths, starts in (
-            (segments.query_lengths, segments.query_starts),
-            (segments.key_lengths, segments.key_starts),
+        for lengths, longest, starts in (
+            (segments.query_lengths, segments.most_queries, segments.query_starts),
+            (key_lengths(segments), segments.most_keys, segments.key_starts),
         ):
             assert min(lengths) > 0
+            assert longest == max(lengths)
             assert starts.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
             assert starts.dtype == torch.int32  # what the kernel takes
         assert segments.key_index.dtype == torch.int64
+
+
+@EACH_SAMPLE
+def test_each_key_of_the_row_has_one_first_use(sample):
+    batch = PackedCollator(PAD)(*rows_of(sample))
+    for segments in (batch.segments, batch.end_segments):
+        keys = segments.key_index.tolist()
+        assert segments.first_use.tolist() == [keys.index(i) for i in range(max(keys) + 1)]
+        both = segments.first_use.tolist() + segments.reuses.tolist()
+        assert sorted(both) == list(range(len(keys)))
 
 
 @EACH_SAMPLE

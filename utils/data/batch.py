@@ -12,10 +12,18 @@ import torch
 
 @dataclass
 class _OnDevice:
-    def to(self, device: torch.device) -> Self:
-        """A copy with all tensors on another device."""
-        movable = {name: value for name, value in vars(self).items() if hasattr(value, "to")}
-        return replace(self, **{name: value.to(device) for name, value in movable.items()})
+    def to(self, device: torch.device, non_blocking: bool = True) -> Self:
+        """A copy with all tensors on another device; out of pinned memory nobody waits for it."""
+        return self._each("to", device, non_blocking=non_blocking)
+
+    def pin_memory(self) -> Self:
+        """A copy in memory that a GPU reads by itself; DataLoader(pin_memory=True) calls it."""
+        return self._each("pin_memory")
+
+    def _each(self, method: str, *args: object, **options: object) -> Self:
+        parts = {name: value for name, value in vars(self).items() if hasattr(value, method)}
+        changed = {name: getattr(v, method)(*args, **options) for name, v in parts.items()}
+        return replace(self, **changed)
 
 
 @dataclass
@@ -38,17 +46,25 @@ class Segments(_OnDevice):
             other in the row.
         prefix_lengths: keys that it shares with the first segment of its comparison, and that
             begin there; 0 for that first segment.
-        key_index: int64 [sum of all keys], the token of the row that each key belongs to.
+        most_queries: of a segment.
+        most_keys: the same.
         query_starts: int32 [S + 1], where the queries of each segment begin, and where all end.
         key_starts: int32 [S + 1], the same of the keys.
+        key_index: int64 [sum of all keys], the token of the row that each key belongs to.
+        first_use: int64 [T], where in `key_index` each token of the row stands first.
+        reuses: int64 [sum of borrowed keys], the other places of `key_index`.
     """
 
     query_lengths: list[int]
     own_lengths: list[int]
     prefix_lengths: list[int]
-    key_index: torch.Tensor
+    most_queries: int
+    most_keys: int
     query_starts: torch.Tensor
     key_starts: torch.Tensor
+    key_index: torch.Tensor
+    first_use: torch.Tensor
+    reuses: torch.Tensor
 
     @classmethod
     def of(cls, parts: Sequence[tuple[int, range, range]]) -> "Segments":
@@ -63,13 +79,24 @@ class Segments(_OnDevice):
             placed += own[-1]
 
         keys = [len(prefix) + len(tail) for _, prefix, tail in parts]
-        key_index = join_ranges(r for _, *ranges in parts for r in ranges)
-        return cls(queries, own, prefixes, key_index, _starts(queries), _starts(keys))
+        key_starts = _starts(keys)
+        ends = key_starts[1:].tolist()
+        borrowed = [range(end - k, end - own_) for end, k, own_ in zip(ends, keys, own, strict=True)]
 
-    @property
-    def key_lengths(self) -> list[int]:
-        """Keys of each segment."""
-        return [p + own for p, own in zip(self.prefix_lengths, self.own_lengths, strict=True)]
+        return cls(
+            queries,
+            own,
+            prefixes,
+            max(queries),
+            max(keys),
+            query_starts=_starts(queries),
+            key_starts=key_starts,
+            key_index=join_ranges(r for _, *ranges in parts for r in ranges),
+            first_use=join_ranges(
+                range(end - length, end) for end, length in zip(ends, own, strict=True)
+            ),
+            reuses=join_ranges(borrowed),
+        )
 
 
 @dataclass

@@ -12,6 +12,7 @@ utils/data/packing.py lays the row out:
 The first tail stands behind the prefix, so that both are one causal segment.
 """
 
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -23,6 +24,9 @@ from utils.data.batch import Segments
 from utils.settings import InputError
 
 SHARED_PREFIX = "shared_prefix"  # its name in AttentionInterface
+
+# torch 2.11 sees by itself that heads are grouped; later ones want to be told.
+TAKES_ENABLE_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 # Families whose last layer is cut down to the scored tokens: the names of its attention and of the
 # norm before it.
@@ -96,11 +100,11 @@ def shared_prefix_attention(
             return query.transpose(1, 2), None  # nobody uses it
         key, value = row_keys.kept
 
-    options = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     if _has_varlen_kernel(query, value, dropout):
-        return _fused(query, key, value, segments, sliding_window, **options), None
+        return _fused(query, key, value, segments, sliding_window, scaling), None
 
-    options["dropout_p"] = dropout
+    is_grouped = query.shape[1] != key.shape[1]
+    options = {"scale": scaling, "enable_gqa": is_grouped, "dropout_p": dropout}
     outputs = [
         _attend(*segment, sliding_window, **options).transpose(1, 2)
         for segment in _split_segments(query, key, value, segments)
@@ -180,22 +184,48 @@ def _has_varlen_kernel(query: torch.Tensor, value: torch.Tensor, dropout: float)
     )
 
 
-def _fused(query, key, value, segments: Segments, window: int | None, **options) -> torch.Tensor:
+def _fused(
+    query, key, value, segments: Segments, window: int | None, scale: float | None
+) -> torch.Tensor:
     """All segments in one call of FlashAttention, [1, Q, heads, width]."""
-    # [T, heads, width] is how the projections laid them out: whole tokens are copied.
-    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    # [T, heads, width] is how the projections laid them out: whole tokens are copied. squeeze, since
+    # the backward of an index [0] writes zeros for the whole row.
+    query, key, value = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
+    options = {"enable_gqa": query.shape[1] != key.shape[1]} if TAKES_ENABLE_GQA else {}
     output = varlen_attn(
         query,
-        key.index_select(0, segments.key_index),
-        value.index_select(0, segments.key_index),
+        _RepeatPrefixes.apply(key, segments),
+        _RepeatPrefixes.apply(value, segments),
         segments.query_starts,
         segments.key_starts,
-        max(segments.query_lengths),
-        max(segments.key_lengths),
+        segments.most_queries,
+        segments.most_keys,
+        scale=scale,
         window_size=(window - 1 if window else -1, 0),  # none to the right: causal
         **options,
     )
-    return output[None]  # type: ignore[call-overload]  # a tuple only with return_aux
+    return output.unsqueeze(0)  # type: ignore[union-attr]  # a tuple only with return_aux
+
+
+class _RepeatPrefixes(torch.autograd.Function):
+    """The keys or values of all segments, [sum of all keys, heads, width], out of those of the row.
+
+    As `part.index_select(0, key_index)`, whose own backward adds every key's gradient to zeros; but
+    most keys have one use only, so that copying these and adding the others takes less time.
+    """
+
+    @staticmethod
+    def forward(ctx, part: torch.Tensor, segments: Segments) -> torch.Tensor:
+        ctx.segments = segments
+        return part.index_select(0, segments.key_index)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        segments = ctx.segments
+        reuses = segments.reuses
+        total = gradient.index_select(0, segments.first_use)
+        owners = segments.key_index.index_select(0, reuses)
+        return total.index_add_(0, owners, gradient.index_select(0, reuses)), None
 
 
 def _split_segments(
