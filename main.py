@@ -38,8 +38,9 @@ from utils.training.folders import check_folders
 from utils.training.log import RunLog, write_arguments
 from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
+from utils.training.micro_batches import choose_max_tokens, fit_max_tokens
 from utils.training.model import build_model, check_model, make_training_encoder
-from utils.training.plan import plan_evaluation, plan_run, show_plan
+from utils.training.plan import PlannedBatches, plan_evaluation, plan_run, show_plan
 from utils.training.resume import Resume
 from utils.training.saving import ModelSaver, conclude
 from utils.training.throughput import Throughput
@@ -84,8 +85,11 @@ def main(args: TrainingSettings) -> None:
     # The steps that are left.
     data = join_rows(args, splits, inputs)
     collate = make_collator(encoder, layout, inputs)
-    plan = plan_run(args, data, collate, resume.progress, device)
-    data.counts.update(tokens_per_epoch=plan.tokens, comparisons_per_epoch=plan.epoch_size)
+    limit_is_open = args.max_tokens_per_micro_batch is None
+    args, notes = choose_max_tokens(args, data, device)
+    distributed.log(*notes)
+    plan = plan_run(args, data, resume.progress, device)
+    data.counts.update(tokens_per_epoch=plan.tokens, comparisons_per_epoch=plan.left.epoch_size)
     resume.check(plan.identity)
     if args.dry_run:
         show_plan(args, data, plan, encoder, ds_config=ds_config, collate=collate)
@@ -96,11 +100,15 @@ def main(args: TrainingSettings) -> None:
     model = build_model(args, config, encoder.tokenizer, ds_config)
     engine = build_engine(model, ds_config, args, plan.total_steps)
     resume.load(engine)
+    if limit_is_open and args.max_tokens_per_micro_batch:
+        args = fit_max_tokens(args, engine, data, collate, device)
 
     # What is written from here on.
     remove_foreign_states(args, resume.checkpoint)
-    write_arguments(args, ds_config, data.counts, plan.batch_size)
-    throughput = Throughput(engine.module.model, device, args.dtype, distributed.world_size())
+    write_arguments(args, ds_config, data.counts, plan.identity.batch)
+    throughput = Throughput(
+        engine.module, device, args.dtype, distributed.world_size(), ends_only=collate.ends_only
+    )
     log = RunLog(
         args,
         plan.total_steps,
@@ -120,12 +128,14 @@ def main(args: TrainingSettings) -> None:
         device=device,
         log=log,
         progress=resume.progress,
-        epoch_size=plan.epoch_size,
+        epoch_size=plan.left.epoch_size,
         run=plan.identity.as_dict(),
         save_model=save_model,
         best=resume.best_model(),
     )
-    trainer.train(plan.batches, *plan_evaluation(args, data, make_collator(encoder, layout)))
+    steps = plan.left.within(args.max_tokens_per_micro_batch or 0)
+    evaluation = plan_evaluation(args, data, make_collator(encoder, layout))
+    trainer.train(PlannedBatches(data.train, steps, collate), *evaluation)
     conclude(trainer, checks)
 
 

@@ -33,7 +33,7 @@ from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_t
 from utils.evaluation.scoring import evaluate_batches
 from utils.model.reward_model import RewardModel
 from utils.output.pictures import ACCENT, DARK, picture
-from utils.training.plan import load_batches
+from utils.training.plan import PlannedBatches
 
 ROOT = Path(__file__).parents[1]
 RATE, WARMUP = 1e-3, 0.1
@@ -140,7 +140,7 @@ def run_trl(args, start: Path, seed: int, folder: Path) -> list[dict]:
     )
     model = transformers.AutoModelForSequenceClassification.from_pretrained(start)
     plan = evaluation_plan(Grouping.of(test, "padded", batch_size=1))
-    batches = load_batches(test, plan, make_collator(encoder, "padded"))
+    batches = PlannedBatches(test, plan, make_collator(encoder, "padded"))
 
     def accuracy() -> float:
         return evaluate_batches(RewardModel(model), batches, torch.device("cpu"))["accuracy"]

@@ -83,7 +83,7 @@ def run_layout(args, name: str, work: dict, pipe) -> None:
     engine.train()
     layout = PackedCollator if name == PACKED else PaddedCollator
     collate = layout(work["pad_token_id"])
-    throughput = Throughput(engine.module.model, device, args.dtype, 1)
+    throughput = Throughput(engine.module, device, args.dtype, 1, ends_only=collate.ends_only)
 
     def step(number: int) -> dict:
         rows = batch_of(work["rows"], number, args.batch_size)
@@ -96,11 +96,10 @@ def run_layout(args, name: str, work: dict, pipe) -> None:
         engine.backward(pairwise_loss(engine(batch), batch.pairs, batch.weight))
         engine.step()
 
-        tokens, slots, _, attended = work_done.tolist()
         return {
             "comparisons": len(rows),
-            "tokens": slots,
-            "model_flops": throughput.flops(tokens, attended),
+            "tokens": float(work_done[1]),
+            "model_flops": throughput.flops(work_done, len(batch.end_index)),
             "peak_flops": throughput.peak,
         }
 

@@ -17,6 +17,7 @@ import torch
 from transformers import LlamaConfig, OPTConfig, PreTrainedConfig, Qwen2Config
 
 from utils.model import pretrained
+from utils.model.reward_model import RewardModel
 from utils.training.throughput import PEAK_FLOPS, Throughput
 
 GPUS = ("RTX 4090", "A100", "H100")
@@ -53,8 +54,9 @@ def comparison_flops(config: PreTrainedConfig, tokens: float) -> float:
         config: of the model.
         tokens: of the comparison.
     """
-    throughput = Throughput(pretrained.empty_model(config), torch.device("cpu"), "bf16", 1)
-    return throughput.flops(tokens, attended=tokens**2 / 2)  # at most: each sees all before it
+    model = RewardModel(pretrained.empty_model(config))
+    work = torch.tensor([tokens, tokens, tokens, tokens**2 / 2])  # at most: each sees all before it
+    return Throughput(model, torch.device("cpu"), "bf16", 1).flops(work, answers=2)
 
 
 def main() -> None:

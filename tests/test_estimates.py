@@ -41,8 +41,8 @@ def test_what_a_layer_adds_counts_for_all_others(monkeypatch, changes, rows, mic
     processes = {"device": torch.device("cpu"), "world_size": 4}
     seconds = estimate_seconds(arguments(**changes), CONFIG, 80_000, 800, 40.0, **processes)
     assert seen == [(rows, 40)] * 2
-    # Five layers have 100 + 4 * 40 weights; every second micro-batch is followed by the optimiser.
-    assert seconds == pytest.approx(micro_batches * (2.0 + 4 * 0.5 + 0.5 * 260 / 100 / 2))
+    # Five layers have 100 + 4 * 40 weights; a step of a process has eight comparisons.
+    assert seconds == pytest.approx(micro_batches * (2.0 + 4 * 0.5) + 75 * 0.5 * 260 / 100)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -17,6 +18,9 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 T = TypeVar("T")
+
+# How long a rank waits for the others: the first one may tokenise or check a large model meanwhile.
+TIMEOUT = timedelta(hours=2)
 
 
 def initialize(local_rank: int = -1) -> torch.device:
@@ -40,26 +44,37 @@ def initialize(local_rank: int = -1) -> torch.device:
 
     import deepspeed
 
+    options: dict[str, Any] = {"verbose": False}
+    if "DEEPSPEED_TIMEOUT" not in os.environ:
+        options["timeout"] = TIMEOUT
+
     if on_cpu:
         # DeepSpeed would compile its shared-memory reduction at every first start: that needs a
         # compiler and over a minute. gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+        deepspeed.init_distributed(dist_backend="gloo", **options)
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
-    deepspeed.init_distributed(verbose=False)
+    deepspeed.init_distributed(**options)
     return device
 
 
 def keep_freed_memory() -> None:
-    """Without a GPU, let tensors reuse the memory of freed ones, as PyTorch does on a GPU.
+    """Let tensors reuse the memory of freed ones, of whatever size; before the first tensor.
 
-    By itself glibc maps each block over 32 MiB anew and gives the end of its heap back, so that
-    the system zeroes the same pages in every step. Where MALLOC_* variables are set, they decide.
+    PyTorch keeps what is freed on a GPU, but in blocks, which batches of ever other sizes leave in
+    pieces; segments that grow do not. Without a GPU, glibc maps each block over 32 MiB anew and
+    gives the end of its heap back, so that the system zeroes the same pages in every step. Where
+    PYTORCH_*ALLOC_CONF or MALLOC_* variables are set, they decide.
     """
+    if torch.cuda.is_available():
+        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+        return
+
     user_decides = any(name.startswith("MALLOC_") for name in os.environ)
-    if torch.cuda.is_available() or user_decides or platform.libc_ver()[0] != "glibc":
+    if user_decides or platform.libc_ver()[0] != "glibc":
         return
     m_trim_threshold, m_mmap_max = -1, -4  # the names and numbers of malloc.h
     libc = ctypes.CDLL(None)
@@ -93,9 +108,10 @@ def leave(code: int) -> NoReturn:
     """End the process with an exit code, after the exit handlers but without more teardown.
 
     gloo's threads outlive the process group. One that drops its last tensor while the interpreter
-    is torn down aborts the process, now and then (pytorch/pytorch#179291).
+    is torn down aborts the process, now and then (pytorch/pytorch#179291). After a failure the
+    group is left as it is: NCCL would wait for ranks that go on and never come here.
     """
-    if dist.is_initialized():
+    if dist.is_initialized() and code == 0:
         dist.destroy_process_group()
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -134,10 +134,10 @@ def estimate_seconds(
         device: where it will train.
         world_size: number of such devices.
     """
-    if args.max_tokens_per_micro_batch:
-        an_epoch = tokens / args.max_tokens_per_micro_batch / world_size
-    else:
-        an_epoch = comparisons / args.per_device_train_batch_size / world_size
+    an_epoch = comparisons / args.per_device_train_batch_size / world_size
+    steps = args.num_train_epochs * an_epoch / args.gradient_accumulation_steps
+    if limit := args.max_tokens_per_micro_batch:
+        an_epoch = max(tokens / limit / world_size, an_epoch / args.gradient_accumulation_steps)
     micro_batches = args.num_train_epochs * an_epoch
 
     rows = max(round(tokens / world_size / an_epoch / length), 1)
@@ -147,7 +147,6 @@ def estimate_seconds(
 
     layers = config.num_hidden_layers - 1
     update *= (weights + layers * (more_weights - weights)) / weights
-    steps = micro_batches / args.gradient_accumulation_steps
     return micro_batches * (one + layers * max(two - one, 0.0)) + steps * update
 
 

@@ -238,6 +238,7 @@ def test_each_key_of_the_row_has_one_first_use(sample):
         assert segments.first_use.tolist() == [keys.index(i) for i in range(max(keys) + 1)]
         both = segments.first_use.tolist() + segments.reuses.tolist()
         assert sorted(both) == list(range(len(keys)))
+        assert segments.reused.tolist() == [keys[i] for i in segments.reuses.tolist()]
 
 
 @EACH_SAMPLE
@@ -362,11 +363,26 @@ def test_make_collator_knows_layout_padding_and_score(layout, score_position):
     assert set(padding) == ({77} if layout == "padded" else set())
 
 
-def test_planned_batches_return_the_rows_of_the_plan_in_order():
+@pytest.mark.parametrize("ahead", [0, 1, 2, 9])
+def test_planned_batches_return_the_rows_of_the_plan_in_order(ahead):
     rows, _ = random_rows(5, comparisons=7)
     plan = [MicroBatch([6, 0, 3], [1.0, 0.5, 0.0]), MicroBatch([2], [2.0]), MicroBatch([5, 5], [])]
     batches = PlannedBatches(datasets.Dataset.from_list(rows), plan, lambda *given: given)
+    batches.ahead = ahead
     assert len(batches) == len(plan)
-    assert [batches[i] for i in range(len(plan))] == [
-        ([rows[i] for i in numbers], weights) for numbers, weights in plan
-    ]
+    expected = [([rows[i] for i in numbers], weights) for numbers, weights in plan]
+    assert list(batches) == list(batches) == expected
+    batches.plan = [plan[:1], plan[1:]]  # of steps
+    assert list(batches) == [expected[:1], expected[1:]]
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_what_goes_wrong_while_batches_are_made_shows_where_they_are_used(ahead):
+    def collate(rows, weights):
+        raise ValueError(f"weights {weights}")
+
+    plan = [MicroBatch([0], [1.0])]
+    batches = PlannedBatches(datasets.Dataset.from_list([{"a": 1}]), plan, collate)
+    batches.ahead = ahead
+    with pytest.raises(ValueError, match=r"weights \[1.0\]"):
+        next(iter(batches))

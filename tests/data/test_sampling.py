@@ -26,20 +26,11 @@ def group(layout, n, batch_size, accumulation, world):
     return Grouping(make_sizes(n), batch_size, accumulation, world, **LAYOUTS[layout])
 
 
-def steps_of(plan):
-    """The micro-batches of a plan, those of a step together."""
-    batches, number = list(plan), plan.grouping.accumulation
-    steps = [batches[first : first + number] for first in range(0, len(batches), number)]
-    assert len(steps) == plan.steps and len(batches) == len(plan)
-    return steps
-
-
 def all_ranks(grouping, seed=1, epoch=0, start=0, mixture=None):
     ranks = range(grouping.world_size)
     epochs = range(epoch, epoch + 1)
     return [
-        steps_of(TrainingPlan(grouping, rank, seed, epochs, start, mixture=mixture))
-        for rank in ranks
+        list(TrainingPlan(grouping, rank, seed, epochs, start, mixture=mixture)) for rank in ranks
     ]
 
 
@@ -83,10 +74,11 @@ def test_every_row_trains_once_an_epoch(layout, n, batch_size, accumulation, wor
     plans = all_ranks(grouping)
     steps = rows_of_steps(plans)
     assert sorted(sum(steps, [])) == list(range(n))
-    assert all(len(step) == accumulation for plan in plans for step in plan)
+    for ranks in zip(*plans, strict=True):
+        lengths = {len(step) for step in ranks}
+        assert len(lengths) == 1 and (grouping.max_tokens or lengths == {accumulation})
     size = batch_size * accumulation * world
-    if not grouping.max_tokens:
-        assert [len(rows) for rows in steps] == [size] * (n // size) + [n % size] * (n % size > 0)
+    assert [len(rows) for rows in steps] == [size] * (n // size) + [n % size] * (n % size > 0)
 
 
 @SHAPES
@@ -131,7 +123,7 @@ def test_weights_make_the_mean_over_the_rows_of_the_step(
             for batch in batches
         ]
         rows = counted_rows(batches)
-        assert np.mean(sums) == pytest.approx(np.mean([losses[row] for row in rows]))
+        assert sum(sums) / world == pytest.approx(np.mean([losses[row] for row in rows]))
 
 
 @SHAPES
@@ -171,8 +163,7 @@ def test_a_cut_pass_goes_on_with_other_ranks_and_batches(layout, first, then):
         trained = sum(before[:done], [])
         rest = rows_of_steps(all_ranks(grouping, start=len(trained)))
         assert sorted(trained + sum(rest, [])) == list(range(75))
-        same = first[0] == then[0] or grouping.max_tokens
-        if same and grouping.accumulation * grouping.world_size == 4:
+        if first[0] == then[0] and grouping.accumulation * grouping.world_size == 4:
             assert rest == before[done:]
 
 
@@ -214,28 +205,25 @@ def test_packed_micro_batches_are_nearly_the_most_equal_ones(seed):
 
 @pytest.mark.parametrize("max_tokens", [59, 60, 120, 10_000])
 @pytest.mark.parametrize(("accumulation", "world"), [(1, 1), (3, 1), (2, 4)])
-def test_max_tokens_puts_as_many_rows_together_as_fit(accumulation, world, max_tokens):
+def test_max_tokens_makes_as_few_micro_batches_as_it_allows(accumulation, world, max_tokens):
     sizes = make_sizes(101)
     assert max(sizes) == 59  # so that the lowest limit is one that a row reaches
-    grouping = Grouping(sizes, 1, accumulation, world, packed=True, max_tokens=max_tokens)
-    for batches in (sum(in_order(all_ranks(grouping)), []), evaluation_in_order(grouping)):
-        filled = [batch for batch in batches if batch not in stand_ins(batches)]
-        assert len(counted_rows(filled)) == 101
-        for batch, following in zip(filled, filled[1:], strict=False):
-            total = tokens(batch, sizes)
-            assert total <= max_tokens < total + sizes[following.rows[0]]
+    grouping = Grouping(sizes, 16, accumulation, world, packed=True, max_tokens=max_tokens)
+    for batches in [*in_order(all_ranks(grouping)), evaluation_in_order(grouping)]:
+        assert all(tokens(batch, sizes) <= max_tokens for batch in batches)
+        rows = sizes[counted_rows(batches)]
+        # No two of the rows that fill more than half of the limit go together.
+        least = max(-(-sum(rows) // max_tokens), sum(rows > max_tokens / 2))
+        assert len(batches) % world == 0
+        assert len(batches) <= 1.1 * least + world
 
 
-def test_max_tokens_keeps_the_order_of_the_shuffle():
-    def order(max_tokens, accumulation, world):
-        grouping = Grouping(make_sizes(75), 1, accumulation, world, True, max_tokens)
-        return counted_rows(sum(in_order(all_ranks(grouping)), []))
-
-    # With room for all rows, there is one micro-batch, and it holds the shuffle.
-    shuffle = order(10_000, 1, 1)
-    assert shuffle != sorted(shuffle)
-    for max_tokens, accumulation, world in [(59, 1, 1), (120, 2, 2), (300, 3, 1), (300, 1, 4)]:
-        assert order(max_tokens, accumulation, world) == shuffle
+def test_max_tokens_changes_no_step():
+    plan = TrainingPlan(Grouping(make_sizes(75), 4, 2, 2, packed=True), 1, 1, range(2), 16)
+    limited = plan.within(90)
+    assert limited.grouping.max_tokens == 90 and list(limited.within(0)) == list(plan)
+    whole = [rows_of_steps(all_ranks(g, start=16)) for g in (plan.grouping, limited.grouping)]
+    assert whole[0] == whole[1] and list(plan) != list(limited)
 
 
 @EACH_LAYOUT
@@ -273,12 +261,9 @@ def test_evaluation_sees_every_row_of_its_sample_once(
     assert set(weights) <= {0, 1}
     rows = counted_rows(sum(plans, []))
     assert len(set(rows)) == len(rows) and set(rows) <= set(range(n))
-    if grouping.max_tokens:
-        assert len(plans[0]) <= (max_batches or n)
-        assert len(rows) == n or len(plans[0]) == max_batches
-    else:
-        sample = min(n, max_batches * batch_size * world) if max_batches else n
-        assert len(rows) == sample
+    sample = min(n, max_batches * batch_size * world) if max_batches else n
+    assert len(rows) == sample
+    if not grouping.max_tokens:
         assert len(plans[0]) == -(-sample // (batch_size * world))
 
 
@@ -329,8 +314,8 @@ def test_a_plan_of_several_epochs_is_theirs_one_after_the_other(layout, mixed):
             TrainingPlan(grouping, 1, 5, range(e, e + 1), start * (e == epochs[0]), mixture=mixture)
             for e in epochs
         ]
-        expected = [batch for part in parts for batch in part]
-        assert list(plan) == expected and plan.steps == sum(part.steps for part in parts)
+        expected = [step for part in parts for step in part]
+        assert list(plan) == expected and len(plan) == sum(map(len, parts))
         backwards = [plan[number] for number in reversed(range(len(plan)))]
         assert backwards[::-1] == expected
         for number in (-1, len(plan)):
@@ -343,5 +328,5 @@ def test_the_plan_of_all_rows_follows_one_shuffle():
     for seed, epoch in [(0, 0), (1234, 0), (1234, 7)]:
         plan = TrainingPlan(Grouping(make_sizes(101), 1), 0, seed, range(epoch, epoch + 1))
         order = np.random.default_rng([seed, epoch]).permutation(101)
-        assert [batch.rows for batch in plan] == [[row] for row in order]
+        assert [[batch.rows for batch in step] for step in plan] == [[[row]] for row in order]
         assert plan.order(epoch).tolist() == order.tolist() and plan.epoch_size == 101

@@ -22,7 +22,7 @@ from utils.evaluation.metrics import SOURCE_METRICS, comparison_sums, summarize
 from utils.evaluation.scoring import Scorer, Sources, evaluate_batches, score_batches
 from utils.model import pretrained
 from utils.settings import InputError
-from utils.training.plan import load_batches
+from utils.training.plan import PlannedBatches
 
 
 class Noisy(nn.Module):
@@ -88,7 +88,7 @@ def evaluate_rank(rows, rank, world, max_batches=0):
     plan = evaluation_plan(Grouping(sizes, 3, world_size=world), rank, max_batches)
     rows = datasets.Dataset.from_list(rows)
     sources = Sources.of(plan, rows["source"][:])
-    batches = load_batches(rows, plan, PaddedCollator(1))
+    batches = PlannedBatches(rows, plan, PaddedCollator(1))
     return plan, evaluate_batches(Noisy(), batches, torch.device("cpu"), sources=sources)
 
 
@@ -143,7 +143,7 @@ def test_one_source_needs_no_table():
         assert "sources" not in result
     # Nor do sources change anything else.
     plan = evaluation_plan(Grouping(np.arange(len(plain)) + 4, 3))
-    batches = load_batches(datasets.Dataset.from_list(plain), plan, PaddedCollator(1))
+    batches = PlannedBatches(datasets.Dataset.from_list(plain), plan, PaddedCollator(1))
     assert result == evaluate_batches(Noisy(), batches, torch.device("cpu"))
 
 

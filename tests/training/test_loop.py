@@ -26,7 +26,7 @@ from utils.training.checkpoint import NO_MODEL, forget_saved_model
 from utils.training.log import RunLog
 from utils.training.loop import Trainer
 from utils.training.loss import loss_inputs
-from utils.training.plan import load_batches
+from utils.training.plan import PlannedBatches
 from utils.training.resume import Resume
 from utils.training.settings import parse_training_arguments
 from utils.training.throughput import Throughput
@@ -71,7 +71,7 @@ class Engine(RewardModel):
         super().__init__(AutoModelForSequenceClassification.from_config(config))
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
         self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.9)
-        self.forwards, self.micro_steps, self.saves, self.models = 0, 0, [], []
+        self.forwards, self.saves, self.models = 0, [], []
         self.fail_at, self.fail, self.script = fail_at, fail, iter(script)
 
     @property
@@ -90,15 +90,18 @@ class Engine(RewardModel):
         winners = torch.cat([batch.pairs[:right, 0], batch.pairs[right:, 1]])
         return torch.zeros(len(batch.end_index)).index_fill(0, winners, 1.0)
 
-    def backward(self, loss):
-        (loss / ACCUMULATION).backward()
+    def set_gradient_accumulation_boundary(self, is_boundary):
+        self.is_boundary = is_boundary
+
+    def backward(self, loss, scale_wrt_gas):
+        assert not scale_wrt_gas
+        loss.backward()
 
     def step(self):
-        self.micro_steps += 1
-        if self.micro_steps % ACCUMULATION == 0:
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.scheduler.step()
+        assert self.is_boundary
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
 
     def get_lr(self):
         return self.scheduler.get_last_lr()
@@ -163,13 +166,13 @@ def train(folder, engine, *words, eval_batch=4, mixture=None):
     plan = TrainingPlan(
         group, 0, args.seed, range(progress.epoch, 2), progress.seen, mixture=mixture
     )
-    total_steps = progress.step + plan.steps
+    total_steps = progress.step + len(plan)
     eval_plan = evaluation_plan(Grouping.of(EVAL, "padded", eval_batch))
     log = RunLog(
         args,
         min(total_steps, args.max_steps or total_steps),
         SimpleNamespace(write_events=lambda events: None, comet_monitor=None),
-        Throughput(engine.model, CPU, "fp32", 1),
+        Throughput(engine, CPU, "fp32", 1),
         step=resume.progress.step,
         before=resume.log,
     )
@@ -191,8 +194,8 @@ def train(folder, engine, *words, eval_batch=4, mixture=None):
         best=resume.best_model(),
     )
     collate = PaddedCollator(1, inputs=loss_inputs(args))
-    batches = load_batches(TRAIN, plan, collate)
-    eval_batches = load_batches(EVAL, eval_plan, PaddedCollator(1))
+    batches = PlannedBatches(TRAIN, plan, collate)
+    eval_batches = PlannedBatches(EVAL, eval_plan, PaddedCollator(1))
     trainer.train(batches, eval_batches, Sources.of(eval_plan, SOURCES))
     return trainer
 

@@ -99,7 +99,7 @@ def test_an_all_tied_step_counts_its_comparisons():
     args = parse_training_arguments(["--model_name_or_path", "m", "--tie_threshold", "1"])
     args = replace(args, dtype="fp32", gradient_accumulation_steps=ACCUMULATION)
     collate = PaddedCollator(1, inputs=loss_inputs(args))
-    batches = iter([collate([row, row], [1.0, 1.0]), collate([row], [0.0])])
-    sums, _ = run_step(args, Engine(), batches, CPU, 1)
+    batches = [collate([row, row], [1.0, 1.0]), collate([row], [0.0])]
+    sums, *_ = run_step(args, Engine(), batches, CPU, 1)
     assert sums[len(SUMS)] == 2 and sums[: len(SUMS)].sum() == 0
     assert sums[len(SUMS) + 1] > 0

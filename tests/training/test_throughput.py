@@ -35,18 +35,19 @@ def test_flops_are_those_that_pytorch_counts(frozen):
         ids = torch.full((2, LENGTH), 7)
         # Eager attention computes the whole square.
         model.model.model(ids, use_cache=False).last_hidden_state.sum().backward()
-    ours = Throughput(model.model, CPU, "fp32", 1).flops(2 * LENGTH, 2 * LENGTH * LENGTH)
+    work = torch.tensor([2 * LENGTH, 2 * LENGTH, 0, 2 * LENGTH * LENGTH])
+    ours = Throughput(model, CPU, "fp32", 1).flops(work, answers=2)
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.02)  # biases, norms, the head
 
 
 def test_rates_are_shares_and_counts_by_time():
-    throughput = Throughput(make_model().model, CPU, "fp32", 1)
+    throughput = Throughput(make_model(), CPU, "fp32", 1)
     work = torch.tensor([600.0, 800.0, 1000.0, 5000.0])
-    rates = throughput.rates(12, work, 4.0)
+    rates = throughput.rates(12, 24, work, 4.0)
     peak = rates.pop("peak_memory_gib")
     assert peak >= psutil.Process().memory_info().rss / 2**30 - 0.01
     held = torch.ones(int(peak * 2**30 / 4))  # as much again
-    assert throughput.rates(12, work, 4.0)["peak_memory_gib"] > peak + 0.05
+    assert throughput.rates(12, 24, work, 4.0)["peak_memory_gib"] > peak + 0.05
     del held
     assert rates == {
         "comparisons_per_second": 3,
@@ -55,7 +56,8 @@ def test_rates_are_shares_and_counts_by_time():
         "shared_fraction": pytest.approx(0.4),
     }
     throughput.peak = 1e9
-    assert throughput.rates(12, work, 4.0)["mfu"] == throughput.flops(600, 5000) / 4e9
+    mfu = throughput.rates(12, 24, work, 4.0)["mfu"]
+    assert mfu == throughput.flops(work, 24) / 4e9
 
 
 @pytest.mark.parametrize(
@@ -70,5 +72,5 @@ def test_rates_are_shares_and_counts_by_time():
 )
 def test_peak_of_known_devices_and_their_number(monkeypatch, name, dtype, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    found = Throughput(make_model().model, torch.device("cuda"), dtype, 4).peak
+    found = Throughput(make_model(), torch.device("cuda"), dtype, 4).peak
     assert found == (peak and 4 * peak)

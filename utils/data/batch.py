@@ -52,7 +52,8 @@ class Segments(_OnDevice):
         key_starts: int32 [S + 1], the same of the keys.
         key_index: int64 [sum of all keys], the token of the row that each key belongs to.
         first_use: int64 [T], where in `key_index` each token of the row stands first.
-        reuses: int64 [sum of borrowed keys], the other places of `key_index`.
+        reuses: int64 [R], the other places of `key_index`: those of borrowed keys.
+        reused: int64 [R], the tokens that stand there.
     """
 
     query_lengths: list[int]
@@ -65,6 +66,7 @@ class Segments(_OnDevice):
     key_index: torch.Tensor
     first_use: torch.Tensor
     reuses: torch.Tensor
+    reused: torch.Tensor
 
     @classmethod
     def of(cls, parts: Sequence[tuple[int, range, range]]) -> "Segments":
@@ -80,8 +82,9 @@ class Segments(_OnDevice):
 
         keys = [len(prefix) + len(tail) for _, prefix, tail in parts]
         key_starts = _starts(keys)
-        ends = key_starts[1:].tolist()
-        borrowed = [range(end - k, end - own_) for end, k, own_ in zip(ends, keys, own, strict=True)]
+        places = list(zip(key_starts[1:].tolist(), keys, own, strict=True))
+        key_index = join_ranges(r for _, *ranges in parts for r in ranges)
+        reuses = join_ranges(range(end - length, end - new) for end, length, new in places)
 
         return cls(
             queries,
@@ -91,11 +94,10 @@ class Segments(_OnDevice):
             max(keys),
             query_starts=_starts(queries),
             key_starts=key_starts,
-            key_index=join_ranges(r for _, *ranges in parts for r in ranges),
-            first_use=join_ranges(
-                range(end - length, end) for end, length in zip(ends, own, strict=True)
-            ),
-            reuses=join_ranges(borrowed),
+            key_index=key_index,
+            first_use=join_ranges(range(end - new, end) for end, _, new in places),
+            reuses=reuses,
+            reused=key_index[reuses],
         )
 
 

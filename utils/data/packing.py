@@ -6,7 +6,7 @@ with. Both add what the loss asks for: pairs, weights, margins, votes, ties, ali
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -37,6 +37,13 @@ class _Collator:
     mean_score: bool = False
     inputs: LossInputs = NO_INPUTS
 
+    packed: ClassVar[bool] = False
+
+    @property
+    def ends_only(self) -> bool:
+        """Whether batches name the attention of scored tokens alone (Batch.end_segments)."""
+        return self.packed and not (self.mean_score or self.inputs.tokens)
+
     def _batch(
         self,
         rows: Sequence[dict],
@@ -60,7 +67,7 @@ class _Collator:
         elif self.inputs.tokens:
             places = list(map(join_ranges, answers))
             batch.token_pairs, batch.token_owner = align_tokens(rows, places, batch.pairs)
-        elif segments:
+        if segments and self.ends_only:
             batch.end_segments = Segments.of([(1, *answer) for answer in answers])
         return batch
 
@@ -100,6 +107,8 @@ class PackedCollator(_Collator):
     Every tail counts its positions from the end of this prefix and attends to the prefix and to
     itself, so that the scores are those of the padded layout.
     """
+
+    packed: ClassVar[bool] = True
 
     def __call__(self, rows: Sequence[dict], weights: Sequence[float]) -> Batch:
         """Collate tokenised comparisons (ComparisonTokenizer.rows), each with its loss weight."""

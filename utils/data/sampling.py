@@ -1,8 +1,8 @@
 """Which comparisons each rank runs in each micro-batch: deterministic from seed and epoch."""
 
 import heapq
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -10,9 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.settings import InputError
-
-# What is cut into steps: rows, or where micro-batches are filled with tokens, these.
-Units = np.ndarray | list[np.ndarray]
 
 
 class MicroBatch(NamedTuple):
@@ -40,8 +37,8 @@ class Grouping:
         world_size: number of ranks.
         packed: whether micro-batches get equal sums of tokens; else rows of similar length run
             together, on all ranks at the same time, so that little is padded.
-        max_tokens: fill micro-batches with as many rows as have this many tokens together,
-            instead of `batch_size`; 0: do not.
+        max_tokens: the rows of a step run in as few micro-batches as have at most this many tokens
+            each, instead of `accumulation` of `batch_size` rows; 0: they do not.
 
     Raises:
         InputError: `max_tokens` with the padded layout, or lower than a row's size.
@@ -62,9 +59,9 @@ class Grouping:
         return cls(sizes, batch_size, packed=packed, **others)
 
     @property
-    def units_per_batch(self) -> int:
-        """Units of a full micro-batch (see Units)."""
-        return 1 if self.max_tokens else self.batch_size
+    def step_size(self) -> int:
+        """Rows of a step over all ranks."""
+        return self.batch_size * self.accumulation * self.world_size
 
     def __post_init__(self) -> None:
         if self.max_tokens and not self.packed:
@@ -135,11 +132,12 @@ class Mixture:
         return np.random.default_rng([seed, epoch]).permutation(np.concatenate(drawn))
 
 
-class TrainingPlan(Sequence[MicroBatch]):
-    """The micro-batches of a rank, from where a run stands to its end, each made when asked for.
+class TrainingPlan(Sequence[list[MicroBatch]]):
+    """The steps of a rank, from where a run stands to its end, each made when asked for.
 
-    An epoch is every row once, or what a mixture draws, in global batches that a shuffle fixes: one
-    a step. The rows of a step are dealt to its micro-batches, and these to the ranks in turn:
+    A step is a list of micro-batches, on every rank equally many. An epoch is every row once, or
+    what a mixture draws, in global batches that a shuffle fixes: one a step. The rows of a step are
+    dealt to its micro-batches, and these to the ranks in turn:
 
         epoch, shuffled     [ step 1       | step 2       | ...  | rest ]
                               |
@@ -152,14 +150,13 @@ class TrainingPlan(Sequence[MicroBatch]):
 
     The padded layout deals rows of similar length to a micro-batch instead.
 
-    The weights make the sum of weighted losses, averaged over ranks and micro-batches (as
-    DeepSpeed averages gradients), the mean over the rows of the global batch, also in the last,
-    smaller one. Which rows form a global batch depends on the number of its micro-batches alone,
-    not on the number of ranks.
+    The weights make the sum of weighted losses of a rank, averaged over ranks (as DeepSpeed
+    averages gradients), the mean over the rows of the global batch, also in the last, smaller one.
+    Which rows form a global batch depends on their number alone, not on the number of ranks or of
+    micro-batches.
 
     Attributes:
         epoch_size: rows of an epoch.
-        steps: number of steps; each has `accumulation` micro-batches of the plan.
 
     Args:
         grouping: how rows are put together.
@@ -184,21 +181,30 @@ class TrainingPlan(Sequence[MicroBatch]):
         self.grouping, self.rank, self.seed = grouping, rank, seed
         self.epochs, self.start, self.mixture = epochs, start, mixture
         self.epoch_size = mixture.epoch_size if mixture else len(grouping.sizes)
-        self._in_step = grouping.accumulation * grouping.world_size  # micro-batches
-        self._latest_epoch = lru_cache(maxsize=1)(self._units)
-        self._latest_step = lru_cache(maxsize=1)(self._make_step)
+        self._latest_rows = lru_cache(maxsize=1)(self._rows)
         # After how many steps each epoch ends.
-        self._ends = np.cumsum([0, *map(self._count_steps, epochs)])
-        self.steps = int(self._ends[-1])
+        steps = [-(-(self.epoch_size - self._first(e)) // grouping.step_size) for e in epochs]
+        self._ends = np.cumsum([0, *steps])
 
     def __len__(self) -> int:
-        return self.steps * self.grouping.accumulation
+        return int(self._ends[-1])
 
-    def __getitem__(self, number: int) -> MicroBatch:  # type: ignore[override]  # no slices
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        step, place = divmod(number, self.grouping.accumulation)
-        return self._latest_step(step)[place]
+    def __getitem__(self, step: int) -> list[MicroBatch]:  # type: ignore[override]  # no slices
+        if not 0 <= step < len(self):
+            raise IndexError(step)
+        place = int(np.searchsorted(self._ends, step, side="right")) - 1
+        start = (step - int(self._ends[place])) * self.grouping.step_size
+        rows = self._latest_rows(self.epochs[place])[start : start + self.grouping.step_size]
+        number = self.grouping.accumulation * self.grouping.world_size
+        weight = self.grouping.world_size / len(rows)
+        return _deal(rows, number, weight, self.grouping, self.rank)
+
+    def within(self, max_tokens: int) -> "TrainingPlan":
+        """The same steps with another limit in tokens."""
+        grouping = replace(self.grouping, max_tokens=max_tokens)
+        return TrainingPlan(
+            grouping, self.rank, self.seed, self.epochs, self.start, mixture=self.mixture
+        )
 
     def order(self, epoch: int) -> np.ndarray:
         """The rows of an epoch in the order of the shuffle, as int64 [epoch_size]."""
@@ -209,23 +215,8 @@ class TrainingPlan(Sequence[MicroBatch]):
     def _first(self, epoch: int) -> int:
         return self.start if epoch == self.epochs[0] else 0
 
-    def _units(self, epoch: int) -> Units:
-        return _cut(self.order(epoch)[self._first(epoch) :], self.grouping)
-
-    def _count_steps(self, epoch: int) -> int:
-        units = self.epoch_size - self._first(epoch)  # rows can be counted without a shuffle
-        if self.grouping.max_tokens:
-            units = len(self._units(epoch))
-        return -(-units // (self._in_step * self.grouping.units_per_batch))
-
-    def _make_step(self, step: int) -> list[MicroBatch]:
-        place = int(np.searchsorted(self._ends, step, side="right")) - 1
-        size = self._in_step * self.grouping.units_per_batch
-        start = (step - int(self._ends[place])) * size
-        units = self._latest_epoch(self.epochs[place])[start : start + size]
-        batches = _deal(units, self._in_step, self.grouping)
-        weight = self._in_step / sum(map(len, batches))
-        return _micro_batches(batches, self._in_step, weight, self.grouping, self.rank)
+    def _rows(self, epoch: int) -> np.ndarray:
+        return self.order(epoch)[self._first(epoch) :]
 
 
 def evaluation_plan(grouping: Grouping, rank: int = 0, max_batches: int = 0) -> list[MicroBatch]:
@@ -233,19 +224,17 @@ def evaluation_plan(grouping: Grouping, rank: int = 0, max_batches: int = 0) -> 
 
     Args:
         grouping, rank: as of TrainingPlan.
-        max_batches: batches on each rank, of a fixed random sample of the rows; 0: all rows.
+        max_batches: on each rank as many rows as this many batches of `batch_size` have, of a fixed
+            random sample; 0: all rows.
     """
-    rows = np.argsort(grouping.sizes, kind="stable")
+    rows = np.arange(len(grouping.sizes))
     if max_batches:
-        rows = np.random.default_rng(0).permutation(len(grouping.sizes))
-    limit = max_batches * grouping.world_size * grouping.units_per_batch
-    units = _cut(rows, grouping)[: limit or None]
-    batches = _deal(units, -(-len(units) // grouping.units_per_batch), grouping)
-    number = -(-len(batches) // grouping.world_size) * grouping.world_size
-    return _micro_batches(batches, number, 1.0, grouping, rank)
+        sample = max_batches * grouping.world_size * grouping.batch_size
+        rows = np.random.default_rng(0).permutation(rows)[:sample]
+    return _deal(rows, -(-len(rows) // grouping.batch_size), 1.0, grouping, rank)
 
 
-def padded_tokens(plan: Sequence[MicroBatch], answers: np.ndarray, lengths: np.ndarray) -> int:
+def padded_tokens(plan: Iterable[MicroBatch], answers: np.ndarray, lengths: np.ndarray) -> int:
     """Tokens of a plan if each micro-batch were padded to its longest sequence.
 
     Args:
@@ -271,47 +260,57 @@ def _stretch(rows: np.ndarray, count: int, epoch: int, seed: int, source: int) -
     return permuted[start : start + count]
 
 
-def _cut(rows: np.ndarray, grouping: Grouping) -> Units:
-    """Rows, or with `max_tokens` micro-batches of as many as fit, all in their order."""
-    if not grouping.max_tokens:
-        return rows
-    ends, batches, start = grouping.sizes[rows].cumsum(), [], 0
-    while start < len(rows):
-        before = ends[start - 1] if start else 0
-        stop = int(np.searchsorted(ends, before + grouping.max_tokens, side="right"))
-        batches.append(rows[start:stop])
-        start = stop
-    return batches
+def _deal(
+    rows: np.ndarray, number: int, weight: float, grouping: Grouping, rank: int
+) -> list[MicroBatch]:
+    """A rank's part of the micro-batches that rows are dealt to.
 
-
-def _deal(units: Units, number: int, grouping: Grouping) -> list[np.ndarray]:
-    """Share rows out to `number` micro-batches: evenly by tokens, or sorted by length."""
-    if isinstance(units, list):
-        return units  # micro-batches already
-    rows = units[np.argsort(grouping.sizes[units], kind="stable")]
+    Args:
+        rows: row numbers.
+        number: of micro-batches over all ranks, where no limit in tokens decides.
+        weight: of each row.
+        grouping, rank: as of TrainingPlan.
+    """
+    rows = rows[np.argsort(grouping.sizes[rows], kind="stable")]
     if not grouping.packed:
-        return np.array_split(rows, number)
+        batches = np.array_split(rows, number)
+    elif grouping.max_tokens:
+        batches = _deal_within(rows, grouping)
+    else:
+        batches = _deal_evenly(rows, number, grouping.sizes, grouping.batch_size)
+
+    # The same number on each rank; where rows ran out, the shortest one stands in.
+    world_size = grouping.world_size
+    filled = [batch for batch in batches if len(batch)]
+    own = filled[rank::world_size]
+    plan = [MicroBatch(batch.tolist(), [weight] * len(batch)) for batch in own]
+    while len(plan) < -(-len(batches) // world_size):
+        plan.append(MicroBatch([int(grouping.sizes.argmin())], [0.0]))
+    return plan
+
+
+def _deal_within(rows: np.ndarray, grouping: Grouping) -> list[np.ndarray]:
+    """As few micro-batches as keep to the limit in tokens, on each rank equally many."""
+    world_size, limit = grouping.world_size, grouping.max_tokens
+    number = world_size * -(-int(grouping.sizes[rows].sum()) // (world_size * limit))
+    while True:
+        batches = _deal_evenly(rows, number, grouping.sizes, len(rows))
+        if max(int(grouping.sizes[batch].sum()) for batch in batches) <= limit:
+            return batches
+        number += world_size
+
+
+def _deal_evenly(rows: np.ndarray, number: int, sizes: np.ndarray, most: int) -> list[np.ndarray]:
+    """Share rows out by tokens to `number` micro-batches of at most so many rows."""
     # The longest row that is left goes to the micro-batch with the fewest tokens.
     batches: list[list[int]] = [[] for _ in range(number)]
     loads = [(0, place) for place in range(number)]  # a heap
     rows = rows[::-1]
-    for row, size in zip(rows.tolist(), grouping.sizes[rows].tolist(), strict=True):
+    for row, size in zip(rows.tolist(), sizes[rows].tolist(), strict=True):
         load, place = loads[0]
         batches[place].append(row)
-        if len(batches[place]) < grouping.batch_size:
+        if len(batches[place]) < most:
             heapq.heapreplace(loads, (load + size, place))
         else:
             heapq.heappop(loads)
     return [np.asarray(batch, dtype=np.int64) for batch in batches]
-
-
-def _micro_batches(
-    batches: Sequence[np.ndarray], number: int, weight: float, grouping: Grouping, rank: int
-) -> list[MicroBatch]:
-    """A rank's part of `number` micro-batches; where rows ran out, the shortest row stands in."""
-    filled = [rows for rows in batches if len(rows)]
-    own = filled[rank :: grouping.world_size]
-    plan = [MicroBatch(rows.tolist(), [weight] * len(rows)) for rows in own]
-    while len(plan) < number // grouping.world_size:
-        plan.append(MicroBatch([int(grouping.sizes.argmin())], [0.0]))
-    return plan

@@ -308,13 +308,18 @@ def save_model(
 
 
 def _draw_head(head: torch.nn.Linear) -> None:
-    """Normal weights of standard deviation 1 / sqrt(width + 1) (arXiv 2009.01325, section C.2)."""
+    """Normal weights of standard deviation 1 / sqrt(width + 1) (arXiv 2009.01325, section C.2).
+
+    They depend on the seed alone, not on device, precision or what loading has drawn before.
+    """
     import deepspeed
 
+    generator = torch.Generator().manual_seed(torch.initial_seed())
+    drawn = torch.randn(1, head.in_features, generator=generator) * (head.in_features + 1) ** -0.5
     # In ZeRO-3 the weight is spread over the ranks; elsewhere gathering does nothing.
-    with deepspeed.zero.GatheredParameters([head.weight], modifier_rank=0):
+    with deepspeed.zero.GatheredParameters([head.weight], modifier_rank=0), torch.no_grad():
         if head.weight.numel():
-            torch.nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
+            head.weight.copy_(drawn)
 
 
 def _put_in_place(folder: Path, output_dir: Path) -> None:

@@ -133,7 +133,6 @@ def cut_last_layer(model: PreTrainedModel) -> bool:
     if model.config.model_type not in LAST_LAYERS:
         return False
     attention_name, norm_name = LAST_LAYERS[model.config.model_type]
-    layers = getattr(model, "decoder", model).layers
 
     def run_scored_tokens(
         layer: torch.nn.Module, args: tuple, kwargs: dict
@@ -153,8 +152,13 @@ def cut_last_layer(model: PreTrainedModel) -> bool:
             kwargs["position_embeddings"] = tuple(part[:, index] for part in rotary)
         return (hidden[:, index],), kwargs
 
-    layers[-1].register_forward_pre_hook(run_scored_tokens, with_kwargs=True)
+    last_layer(model).register_forward_pre_hook(run_scored_tokens, with_kwargs=True)
     return True
+
+
+def last_layer(model: PreTrainedModel) -> torch.nn.Module:
+    """The last layer of a decoder of LAST_LAYERS."""
+    return getattr(model, "decoder", model).layers[-1]
 
 
 def _what_packing_breaks(
@@ -188,8 +192,8 @@ def _fused(
     query, key, value, segments: Segments, window: int | None, scale: float | None
 ) -> torch.Tensor:
     """All segments in one call of FlashAttention, [1, Q, heads, width]."""
-    # [T, heads, width] is how the projections laid them out: whole tokens are copied. squeeze, since
-    # the backward of an index [0] writes zeros for the whole row.
+    # [T, heads, width] is how the projections laid them out: whole tokens are copied. Not by [0],
+    # whose backward writes zeros for the whole row.
     query, key, value = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
     options = {"enable_gqa": query.shape[1] != key.shape[1]} if TAKES_ENABLE_GQA else {}
     output = varlen_attn(
@@ -222,10 +226,9 @@ class _RepeatPrefixes(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         segments = ctx.segments
-        reuses = segments.reuses
         total = gradient.index_select(0, segments.first_use)
-        owners = segments.key_index.index_select(0, reuses)
-        return total.index_add_(0, owners, gradient.index_select(0, reuses)), None
+        more = gradient.index_select(0, segments.reuses)
+        return total.index_add_(0, segments.reused, more), None
 
 
 def _split_segments(

@@ -11,6 +11,7 @@ import torch
 from utils.settings import InputError
 from utils.training.optimizer import build_optimizer, build_scheduler, parameter_groups
 from utils.training.settings import TrainingSettings
+from utils.training.throughput import parameter_size
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -21,7 +22,7 @@ BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_ac
 def resolve_precision(
     args: TrainingSettings, device: torch.device
 ) -> tuple[TrainingSettings, list[str]]:
-    """The settings with --dtype, and the ZeRO stage that bf16 needs; and sentences that say so.
+    """The settings with --dtype, and the ZeRO stage that 16 bits need; and sentences that say so.
 
     Raises:
         InputError: fp16 was asked for on a CPU.
@@ -31,16 +32,19 @@ def resolve_precision(
         if device.type == "cpu":
             dtype = "fp32"
         else:
-            dtype = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+            # V100 and T4 only emulate it.
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            dtype = "bf16" if has_bf16 else "fp16"
         args = replace(args, dtype=dtype)
         notes.append(f"--dtype is not given: {args.dtype} on this {device.type.upper()}")
 
     if args.dtype == "fp16" and device.type == "cpu":
         raise InputError("--dtype fp16 needs a GPU: on a CPU give fp32 (the default) or bf16")
-    if args.dtype == "bf16" and args.zero_stage == 0:
-        # In stage 0 DeepSpeed takes an optimiser step on zero gradients when it starts.
+    if args.dtype != "fp32" and args.zero_stage == 0:
+        # There DeepSpeed starts bf16 with an optimiser step on zero gradients, and divides those of
+        # fp16 by a loss scale that the loss never had.
         args = replace(args, zero_stage=1)
-        notes.append("bf16 runs with --zero_stage 1: DeepSpeed's stage 0 is inexact with bf16")
+        notes.append(f"{args.dtype} runs with --zero_stage 1: DeepSpeed's stage 0 is inexact")
     return args, notes
 
 
@@ -69,9 +73,11 @@ def deepspeed_config(args: TrainingSettings, world_size: int) -> dict:
         "gradient_clipping": args.max_grad_norm,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": bool(args.offload) and torch.cuda.is_available(),
-        "bf16": {"enabled": args.dtype == "bf16"},
+        # It has fp32's range: the norm of the gradient tells what is wrong, without a look at each.
+        "bf16": {"enabled": args.dtype == "bf16", "check_grad_overflow": False},
         "fp16": {"enabled": args.dtype == "fp16"},
         "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},  # each would wait for the GPU
         "checkpoint": {"use_node_local_storage": args.use_node_local_storage},
         **_monitors(args),
     }
@@ -103,6 +109,8 @@ def build_engine(
     import deepspeed
 
     groups = parameter_groups(model, args)
+    trained = sum(parameter_size(weight) for group in groups for weight in group["params"])
+    config = _with_buffers(config, trained)
     optimizer = None if "optimizer" in config else build_optimizer(groups, bool(args.offload))
     scheduler = partial(build_scheduler, args=args, total_steps=total_steps)
     engine, *_ = deepspeed.initialize(
@@ -122,6 +130,15 @@ def build_engine(
     return engine
 
 
+def _with_buffers(config: dict, trained: int) -> dict:
+    """The configuration with buffers for gradients as large as what trains, 500 million at most.
+
+    That is what DeepSpeed allots by itself: 1 GB, also for the few weights of LoRA.
+    """
+    zero = {"reduce_bucket_size": min(trained, 500_000_000), **config["zero_optimization"]}
+    return {**config, "zero_optimization": zero}
+
+
 def gather_weights(engine: "DeepSpeedEngine") -> dict[str, torch.Tensor]:
     """All weights by the names of the Transformers model; every rank calls it.
 
@@ -134,19 +151,32 @@ def gather_weights(engine: "DeepSpeedEngine") -> dict[str, torch.Tensor]:
     return {name.removeprefix("model."): weight for name, weight in state.items()}
 
 
-def step_engine(engine: "DeepSpeedEngine") -> float:
-    """Let the optimiser step, and return the norm of all gradients before clipping."""
-    norm: torch.Tensor | None = None
+def step_engine(engine: "DeepSpeedEngine", step: int) -> torch.Tensor:
+    """Let the optimiser step, and return the norm of all gradients before clipping, float [1].
+
+    Raises:
+        FloatingPointError: the loss scale of fp16 is at its minimum, and gradients still overflow.
+    """
+    norm: torch.Tensor | float | None = None
     if engine.zero_optimization_stage() == 0:  # DeepSpeed tells the norm in the other stages
         gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
 
-    engine.step()
+    try:
+        engine.step()
+    except Exception as error:  # DeepSpeed has no class for it
+        if "minimum" not in str(error):
+            raise
+        raise FloatingPointError(
+            f"gradients overflow in fp16 at step {step}, also with the loss scale at its minimum: "
+            "give --dtype bf16 or fp32, or a lower --learning_rate; nothing was saved over what "
+            "--output_dir held before"
+        ) from error
+
     told = engine.get_global_grad_norm()
-    if told is None:
-        assert norm is not None, "DeepSpeed gave no norm of the gradient"
-        told = norm
-    return float(told)
+    norm = norm if told is None else told
+    assert norm is not None, "DeepSpeed gave no norm of the gradient"
+    return torch.as_tensor(norm).reshape(1)
 
 
 def _read_config(path: str, config: dict) -> dict:

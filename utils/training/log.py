@@ -115,7 +115,7 @@ class RunLog:
             values: more entries of the line, such as lr.
         """
         self.bar.update()
-        self.sums = self.sums + sums.cpu()
+        self.sums = self.sums + sums
         self.seconds += seconds
         self.latest = {"step": step, "epoch": epoch}, values
         if step % self.logging_steps == 0 or step == self.total_steps:
@@ -125,7 +125,8 @@ class RunLog:
         place, values = self.latest
         result = summarize(self.sums[: len(SUMS)])
         seen, loss = self.sums[len(SUMS) : len(SUMS) + 2].tolist()
-        rates = self.throughput.rates(seen, self.sums[len(SUMS) + 2 :], self.seconds)
+        answers, work = float(self.sums[SUMS.index("answers")]), self.sums[len(SUMS) + 2 :]
+        rates = self.throughput.rates(seen, answers, work, self.seconds)
         earlier = (line["seconds"] for line in reversed(self.lines) if "seconds" in line)
         rates["seconds"] = next(earlier, 0.0) + self.seconds
         result["loss"] = loss / seen  # the one that trains; an evaluation's is Bradley-Terry's

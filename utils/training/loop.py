@@ -1,12 +1,13 @@
 """The training loop: steps, evaluations, training states, and when to stop."""
 
+import math
 import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from utils.evaluation.scoring import Sources, evaluate_batches
 from utils.training.checkpoint import NO_MODEL, Progress, save_checkpoint
 from utils.training.engine import step_engine
 from utils.training.log import RunLog
-from utils.training.loss import training_loss
+from utils.training.loss import model_loss
 from utils.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -58,14 +59,15 @@ class Trainer:
 
     def train(
         self,
-        batches: Iterable[Batch],
+        batches: Iterable[Sequence[Batch]],
         eval_batches: Iterable[Batch],
         sources: Sources | None = None,
     ) -> None:
         """Run the steps, with evaluations between.
 
         Args:
-            batches: the micro-batches of this rank from here to the end, or more of them.
+            batches: the micro-batches of this rank, those of a step together, from here to the end
+                or further.
             eval_batches: of one evaluation.
             sources: of the comparisons of `eval_batches`.
 
@@ -73,7 +75,7 @@ class Trainer:
             SystemExit: a signal came; the training state is saved.
             FloatingPointError: the loss is not finite.
         """
-        batches = iter(batches)
+        steps = iter(batches)
         self.engine.train()  # a loaded model has its dropout off
         if self.args.save_best and self.args.save_interval:
             self._save_state()  # where a model stands that may still change, `latest` finds a state
@@ -84,10 +86,9 @@ class Trainer:
             if self._is_finished():
                 return
 
-            self._step(batches)
-            interval, code = self.args.save_interval, self.stop.agreed()
-            if code:
-                self._leave(code)
+            if self._step(steps):
+                self._leave(self.stop.agreed())
+            interval = self.args.save_interval
             if interval and self.progress.step % interval == 0:
                 self._save_state()
 
@@ -124,16 +125,21 @@ class Trainer:
         )
         return True
 
-    def _step(self, batches: Iterator[Batch]) -> None:
+    def _step(self, steps: Iterator[Sequence[Batch]]) -> bool:
+        """Run a step and log it; return whether a rank has got a signal."""
         started, learning_rate = time.perf_counter(), self.engine.get_lr()[0]
-        sums, norm = run_step(self.args, self.engine, batches, self.device, self.progress.step + 1)
+        step = self.progress.step + 1
+        sums, norm, signalled = run_step(
+            self.args, self.engine, next(steps), self.device, step, lambda: self.stop.code
+        )
         self.progress.advance(round(float(sums[len(SUMS)])), self.epoch_size)
         seconds = time.perf_counter() - started
 
         values = {"lr": learning_rate, "grad_norm": norm}
         if self.args.dtype == "fp16":
             values["skipped_steps"] = self.engine.skipped_steps
-        self.log.step(self.progress.step, self._epoch(), sums, seconds, **values)
+        self.log.step(step, self._epoch(), sums, seconds, **values)
+        return signalled
 
     def _epoch(self) -> float:
         return self.progress.epoch + self.progress.seen / self.epoch_size
@@ -159,28 +165,44 @@ class Trainer:
         raise SystemExit(code)
 
 
+class StepResult(NamedTuple):
+    """What a step gives, the same on every rank.
+
+    Attributes:
+        sums: float64 [17] over all ranks, for RunLog.step.
+        norm: of the gradient, before clipping.
+        signalled: whether a rank had got a signal.
+    """
+
+    sums: torch.Tensor
+    norm: float
+    signalled: bool
+
+
 def run_step(
     args: TrainingSettings,
     engine: "DeepSpeedEngine",
-    batches: Iterator[Batch],
+    batches: Sequence[Batch],
     device: torch.device,
     step: int,
-) -> tuple[torch.Tensor, float]:
+    signal: Callable[[], int] = int,
+) -> StepResult:
     """Forward and backward over the micro-batches of one step, then the optimiser.
 
+    The host runs ahead of a GPU and waits for it once, at the end.
+
     Args:
-        args: seed, gradient_accumulation_steps, dtype and the flags of the loss count.
+        args: seed, dtype and the flags of the loss count.
         engine: runs the model.
-        batches: the next micro-batches of this rank.
+        batches: the micro-batches of this rank; other ranks have as many.
         device: of this rank.
         step: number of the step. Dropout depends on it, the seed and the rank alone, so that a
             run that was cut goes on with the same random numbers.
-
-    Returns:
-        Sums over all ranks for RunLog.step, and the norm of the gradient.
+        signal: tells which one this rank has got; 0: none.
 
     Raises:
-        FloatingPointError: the loss is not finite; in fp16, the loss scaler skips such a step.
+        FloatingPointError: the loss or the gradient is not finite; in fp16, the loss scaler skips
+            such a step, until it can scale no lower.
     """
     seeds = np.random.SeedSequence([args.seed, step, distributed.rank()])
     torch.manual_seed(int(seeds.generate_state(1)[0]))
@@ -189,31 +211,30 @@ def run_step(
     seen, total = torch.zeros(2, dtype=torch.float64, device=device)
     work = torch.zeros(4, dtype=torch.float64)
 
-    for micro_step in range(args.gradient_accumulation_steps):
-        batch = next(batches)
+    for number, batch in enumerate(batches):
         work += batch.work()
         batch = batch.to(device)
-
-        output = engine(batch)
-        scores, values = (output, None) if batch.token_pairs is None else output
-        loss = training_loss(args, scores, values, batch)
-        engine.backward(loss)
+        engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
+        loss, scores = model_loss(args, engine, batch)
+        engine.backward(loss, scale_wrt_gas=False)  # the weights add up (sampling.TrainingPlan)
 
         metrics += comparison_sums(scores.detach(), batch).sum(dim=0)
         seen += batch.counted.sum()
         total += loss.detach()
-        if micro_step < args.gradient_accumulation_steps - 1:
-            engine.step()  # only counts the micro-batch
 
-    sums = torch.cat([metrics, torch.stack([seen, total]), work.to(device)])
-    distributed.sum_over_ranks(sums)
-    # Micro-batches add up to their number times the mean over comparisons (sampling.MicroBatch).
-    micro_batches = args.gradient_accumulation_steps * distributed.world_size()
-    sums[len(SUMS) + 1] *= sums[len(SUMS)] / micro_batches
+    norm = step_engine(engine, step)
+    counts = torch.cat([work, torch.tensor([signal()])]).to(device, non_blocking=True)
+    found = torch.cat([metrics, torch.stack([seen, total]), counts])
+    distributed.sum_over_ranks(found)
+    *values, signals, norm = torch.cat([found, norm.to(found)]).tolist()  # waits for the GPU
 
-    if not sums.isfinite().all() and args.dtype != "fp16":
+    sums = torch.tensor(values, dtype=torch.float64)
+    # What the ranks add up to is their number times the mean over the comparisons.
+    sums[len(SUMS) + 1] *= sums[len(SUMS)] / distributed.world_size()
+
+    if args.dtype != "fp16" and not (sums.isfinite().all() and 0 <= norm < math.inf):
         raise FloatingPointError(
-            f"the loss is not finite at step {step}: lower --learning_rate, or check the data; "
-            "nothing was saved over what --output_dir held before"
+            f"the loss or its gradient is not finite at step {step}: lower --learning_rate, or "
+            "check the data; nothing was saved over what --output_dir held before"
         )
-    return sums, step_engine(engine)
+    return StepResult(sums, norm, signals > 0)

@@ -27,6 +27,21 @@ def loss_inputs(args: LossSettings) -> LossInputs:
     )
 
 
+def model_loss(
+    args: LossSettings, model: torch.nn.Module, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a batch, float32 scalar, and its scores, float32 [N].
+
+    Args:
+        args: the flags of the loss.
+        model: a RewardModel, or the DeepSpeed engine around one.
+        batch: with what `loss_inputs` names.
+    """
+    output = model(batch)
+    scores, values = (output, None) if batch.token_pairs is None else output
+    return training_loss(args, scores, values, batch), scores
+
+
 def training_loss(
     args: LossSettings, scores: torch.Tensor, values: torch.Tensor | None, batch: Batch
 ) -> torch.Tensor:
@@ -158,12 +173,13 @@ def plackett_luce_loss(
     sums = (-largest).exp().index_add(0, better, (gap - largest[better]).exp())
     terms = largest + sums.log()
 
+    # Nothing here has a length that a GPU would have to tell first.
     comparisons = torch.arange(len(answer_counts), device=scores.device)
-    owner = comparisons.repeat_interleave(answer_counts)
-    has_term = torch.bincount(better, minlength=len(scores)) > 0
-    number = torch.zeros_like(answer_counts).index_add(0, owner, has_term.long())
+    owner = comparisons.repeat_interleave(answer_counts, output_size=len(scores))
+    has_term = torch.zeros_like(scores).index_fill(0, better, 1.0)
+    number = scores.new_zeros(len(answer_counts)).index_add(0, owner, has_term)
     total = scores.new_zeros(len(answer_counts)).index_add(0, owner[better], weight)
-    return (terms * (total / number.clamp(min=1))[owner])[has_term].sum()
+    return (has_term * terms * (total / number.clamp(min=1))[owner]).sum()
 
 
 def token_pairwise_loss(
@@ -186,7 +202,8 @@ def token_pairwise_loss(
         float32 scalar.
     """
     better, worse = values.float()[token_pairs].unbind(dim=1)
-    weight = weight / torch.bincount(token_owner, minlength=len(weight))
+    tokens = torch.zeros_like(weight).index_add(0, token_owner, torch.ones_like(better))
+    weight = weight / tokens
     return -(weight[token_owner] * logsigmoid(better - worse)).sum()
 
 

@@ -111,6 +111,7 @@ def build_model(
         args.model_name_or_path,
         config,
         tokenizer,
+        dtype=pretrained.DTYPES[args.dtype],  # what the engine would make of it
         layout=args.batch_layout,
         new_head=True,
         trust_remote_code=args.trust_remote_code,

@@ -1,7 +1,9 @@
 """What a run still has to compute: its micro-batches, counted and shown before the first runs."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -29,67 +31,80 @@ class RunPlan(NamedTuple):
     """The rest of a run on this rank.
 
     Attributes:
-        batches: micro-batches, `gradient_accumulation_steps` of them a step.
+        left: the steps that are left.
         total_steps: steps of the whole run, with those that are done.
-        epoch_size: comparisons of an epoch.
-        batch_size: comparisons of a step over all ranks; their mean where they differ.
         identity: what a training state must share with the run.
         tokens: of an epoch, packed and padded.
     """
 
-    batches: Iterable[Batch]
+    left: TrainingPlan
     total_steps: int
-    epoch_size: int
-    batch_size: float
     identity: RunIdentity
     tokens: dict[str, int]
 
 
-class PlannedBatches(torch.utils.data.Dataset):
-    """A map-style data set whose i-th item is the batch of the i-th micro-batch of a plan.
+class PlannedBatches:
+    """The batches of a plan, one after the other; beside a GPU, the next ones are made meanwhile.
+
+    Attributes:
+        ahead: items that a thread makes while the ones before are used.
 
     Args:
         rows: data set of tokenised comparisons.
-        plan: micro-batches (sampling.py).
-        collate: makes a batch of the rows and weights of one.
+        plan: of micro-batches (evaluation_plan), or of steps, which are lists of them.
+        collate: makes a batch of the rows and weights of a micro-batch.
     """
 
-    def __init__(self, rows: datasets.Dataset, plan: Sequence[MicroBatch], collate: Collate):
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        plan: Sequence[MicroBatch] | Sequence[list[MicroBatch]],
+        collate: Collate,
+    ):
         self.rows, self.plan, self.collate = rows, plan, collate
+        self.ahead = 2 if torch.cuda.is_available() else 0
 
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, number: int) -> Batch:
-        micro_batch = self.plan[number]
-        return self.collate(self.rows.__getitems__(micro_batch.rows), micro_batch.weights)
+    def __iter__(self) -> Iterator:
+        if not self.ahead:
+            yield from map(self._make, range(len(self)))
+            return
 
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            waiting: deque[Future] = deque()
+            for number in range(len(self)):
+                waiting.append(thread.submit(self._make, number))
+                if len(waiting) > self.ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
-def load_batches(
-    rows: datasets.Dataset, plan: Sequence[MicroBatch], collate: Collate
-) -> torch.utils.data.DataLoader:
-    """Batches in the order of a plan; the arguments are those of PlannedBatches."""
-    return torch.utils.data.DataLoader(PlannedBatches(rows, plan, collate), batch_size=None)
+    def _make(self, number: int) -> Batch | list[Batch]:
+        item = self.plan[number]
+        if isinstance(item, MicroBatch):
+            return self._batch(item)
+        return [self._batch(part) for part in item]
+
+    def _batch(self, part: MicroBatch) -> Batch:
+        batch = self.collate(self.rows.__getitems__(part.rows), part.weights)
+        return batch.pin_memory() if torch.cuda.is_available() else batch
 
 
 def plan_run(
-    args: TrainingSettings,
-    data: TrainingData,
-    collate: Collate,
-    progress: Progress,
-    device: torch.device,
+    args: TrainingSettings, data: TrainingData, progress: Progress, device: torch.device
 ) -> RunPlan:
     """Plan what is left of the epochs."""
     grouping = _grouping(args, data.train_sizes, args.per_device_train_batch_size)
     plan = partial(TrainingPlan, grouping, distributed.rank(), args.seed, mixture=data.mixture)
 
     left = plan(range(progress.epoch, args.num_train_epochs), progress.seen)
-    total_steps = progress.step + left.steps
+    total_steps = progress.step + len(left)
     if args.max_steps:
         total_steps = min(total_steps, max(args.max_steps, progress.step))
 
-    epoch = plan(range(1))
-    tokens = _count_tokens(data.train_sizes, epoch, device)
+    tokens = _count_tokens(data.train_sizes, plan(range(1)), device)
     identity = RunIdentity.of(
         args,
         {
@@ -105,15 +120,7 @@ def plan_run(
             "steps: the learning rate never comes to --learning_rate"
         )
 
-    by_tokens = args.max_tokens_per_micro_batch
-    return RunPlan(
-        batches=load_batches(data.train, left, collate),
-        total_steps=total_steps,
-        epoch_size=epoch.epoch_size,
-        batch_size=round(epoch.epoch_size / epoch.steps, 1) if by_tokens else identity.batch,
-        identity=identity,
-        tokens=tokens,
-    )
+    return RunPlan(left, total_steps, identity, tokens)
 
 
 def plan_evaluation(
@@ -124,7 +131,7 @@ def plan_evaluation(
     grouping = _grouping(args, data.evaluation_sizes, size, accumulation=1)
     plan = evaluation_plan(grouping, distributed.rank(), args.eval_iters)
     sources = Sources.of(plan, data.evaluation["source"][:])
-    return load_batches(data.evaluation, plan, collate), sources
+    return PlannedBatches(data.evaluation, plan, collate), sources
 
 
 def show_plan(
@@ -137,7 +144,7 @@ def show_plan(
     collate: Collate,
 ) -> None:
     """Print what a run would do, for --dry_run."""
-    distributed.log(f"global batch: {plan.batch_size:g} comparisons, {plan.total_steps} steps")
+    distributed.log(f"global batch: {plan.identity.batch} comparisons, {plan.total_steps} steps")
     parts = {"arguments": args.flags(), "DeepSpeed": ds_config, "data": data.counts}
     for title, part in parts.items():
         distributed.log(f"{title}: {json.dumps(part, indent=2)}")
@@ -169,7 +176,8 @@ def _grouping(args, sizes, batch_size: int, accumulation: int | None = None) -> 
 
 def _count_tokens(sizes: dict, epoch: TrainingPlan, device) -> dict[str, int]:
     """Tokens of the first epoch over all ranks, packed and with the same micro-batches padded."""
-    padded = padded_tokens(epoch, sizes["answers"], sizes["length"])
+    micro_batches = (part for step in epoch for part in step)
+    padded = padded_tokens(micro_batches, sizes["answers"], sizes["length"])
     padded = int(distributed.sum_over_ranks(torch.tensor([padded], device=device)))
     packed = int(sizes["tokens"][epoch.order(0)].sum())
     distributed.log(

@@ -38,7 +38,7 @@ class RunIdentity:
 
     Attributes:
         run: what must be equal, by the names that users know.
-        batch: comparisons of a step over all ranks, or with a limit in tokens these.
+        batch: comparisons of a step over all ranks.
         flags: those that may change, each with its value and what another one means.
     """
 
@@ -59,8 +59,8 @@ class RunIdentity:
         """
         run = {f"--{name}": value for name, value in args.flags(REFUSED).items()}
 
-        batch = args.max_tokens_per_micro_batch or args.per_device_train_batch_size
-        batch *= args.gradient_accumulation_steps * distributed.world_size()
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        batch *= distributed.world_size()
 
         flags = {
             f"--{entry.name}": (getattr(args, entry.name), entry.metadata["resume"])
@@ -164,10 +164,9 @@ class Resume:
 
         if identity.batch != state.batch:
             distributed.log(
-                f"a step had {state.batch} comparisons and has {identity.batch} now (both in "
-                "tokens with --max_tokens_per_micro_batch); the learning rate follows the schedule "
-                "of the new number of steps. --gradient_accumulation_steps or the batch size can "
-                "keep both"
+                f"a step had {state.batch} comparisons and has {identity.batch} now; the learning "
+                "rate follows the schedule of the new number of steps. "
+                "--gradient_accumulation_steps or the batch size can keep both"
             )
 
     def prepare(self, ds_config: dict) -> None:

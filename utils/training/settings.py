@@ -124,11 +124,12 @@ class BatchSettings(Settings):
 
     title = "batches (sizes count comparisons, not answers)"
     per_device_train_batch_size: int = flag(16, "comparisons a micro-batch", least=1, resume=SIZE)
-    max_tokens_per_micro_batch: int = flag(
-        0,
-        "instead of a fixed number of comparisons: as many as have this many tokens together, in "
-        "training and evaluation; 0: the fixed number",
-        resume=SIZE,
+    max_tokens_per_micro_batch: int | None = flag(
+        None,
+        "the comparisons of a step run in as few micro-batches as have at most this many tokens "
+        "each, and so do those of an evaluation; 0: they do not (default: 16,384 on a GPU, less if "
+        "memory is too small; 0 on a CPU, padded or in ZeRO stage 3)",
+        resume=FREE,
     )
     batch_layout: str = layout_flag()
     gradient_accumulation_steps: int = flag(1, "micro-batches a step", least=1, resume=SIZE)
