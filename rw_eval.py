@@ -81,6 +81,10 @@ def score(args: ScorerSettings, output: TextIO | None) -> None:
     # Whether the weights are there, and with the scalar head, shows before rows are read.
     path, trust = args.model_name_or_path, args.trust_remote_code
     config = pretrained.load_config(path, trust)
+    if args.dtype is None:
+        args = replace(args, dtype=pretrained.scoring_dtype(config, device))
+        if device.type != "cpu":
+            distributed.log(f"--dtype is not given: {args.dtype} on this GPU")
     check_head(path, pretrained.empty_model(config, trust_remote_code=trust))
     checked = pretrained.check_weights(path, config, trust_remote_code=trust)
 

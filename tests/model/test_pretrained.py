@@ -160,7 +160,9 @@ def test_a_kill_leaves_the_old_model_the_new_one_or_none(
     assert (1 not in seen) is never_none or before is None
     assert is_killed(monkeypatch, 3, lambda: save(3, **new))
     (out / "model.partial" / "left").touch()
+    (out / "checks.json").write_text("of the model before")
     weights = save(4, **new)
+    assert not (out / "checks.json").exists()
     assert not list(out.glob("model.partial")) + list(out.glob("left"))
     assert (out / "README.md").read_text() == "card 4"
     again = load(out, opt_tokenizer)[0].model.state_dict()
@@ -179,9 +181,12 @@ def test_the_new_head_depends_on_the_seed_alone(opt_model, opt_tokenizer):
     heads = []
     for seed in (1, 1, 2):
         set_seed(seed)
+        torch.rand(len(heads))  # what loading draws differs with stage and device
         heads.append(load(opt_model, opt_tokenizer, new_head=True)[0].model.score.weight)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
+    model, _ = load(opt_model, opt_tokenizer, new_head=True, dtype=torch.bfloat16)
+    assert torch.equal(model.model.score.weight, heads[2].bfloat16())
 
 
 @pytest.mark.parametrize("fault", ["missing", "left over", "misshapen"])

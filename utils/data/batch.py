@@ -161,13 +161,9 @@ class Batch(_OnDevice):
         pairs of a query and a key that it sees.
         """
         flat = self.position_ids.flatten() + 1
-        parts = (
-            self.attention_mask.sum(),
-            torch.tensor(self.attention_mask.numel()),
-            flat[self.end_index].sum(),
-            flat[self.attention_mask.flatten()].sum(),
-        )
-        return torch.tensor([float(part) for part in parts], dtype=torch.float64)
+        mask = self.attention_mask.flatten()
+        parts = mask.sum(), mask.new_tensor(len(mask), dtype=torch.int64)
+        return torch.stack([*parts, flat[self.end_index].sum(), (flat * mask).sum()]).double()
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,11 @@ class RewardModelSettings(Settings):
 
     title = "model"
     model_name_or_path: str = flag(None, "folder or hub name of the reward model", type=user_path)
-    dtype: str = flag("fp32", "precision of the model", choices=("fp32", "bf16", "fp16"))
+    dtype: str = flag(
+        None,
+        "precision of the model (default: the checkpoint's where the GPU has it; fp32 on a CPU)",
+        choices=("fp32", "bf16", "fp16"),
+    )
     device_map: str | None = flag(
         None,
         "spread a model that is bigger than a GPU over all GPUs, CPU memory and files",

@@ -54,7 +54,10 @@ MODEL_FILES = (
     "adapter/*",
 )
 
-# Of them, what is read with the tokenizer.
+# What tells something of a model, but is not loaded with it.
+TOLD = {Path("README.md"), Path("checks.json")}
+
+# Of a model's files, what is read with the tokenizer.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template*", "vocab.json", "merges.txt", "*.model"),
@@ -208,6 +211,19 @@ def check_weights(
     return check_headers(path, empty, new_head)
 
 
+def scoring_dtype(config: PreTrainedConfig, device: torch.device) -> str:
+    """The name of the precision to score in: the checkpoint's where the device is fast with it.
+
+    A GPU scores packed rows in 16 bits ten times as fast as in fp32, a CPU most often slower.
+    """
+    if device.type == "cpu":
+        return "fp32"
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    name = names.get(config.dtype, "fp32")
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return name if name != "bf16" or has_bf16 else "fp32"
+
+
 def empty_model(
     config: PreTrainedConfig, vocabulary: int = 0, trust_remote_code: bool = False
 ) -> PreTrainedModel:
@@ -327,9 +343,8 @@ def _put_in_place(folder: Path, output_dir: Path) -> None:
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     old = {path.relative_to(output_dir) for kind in MODEL_FILES for path in output_dir.glob(kind)}
     changed = [name for name in files if not _equal(folder / name, output_dir / name)]
-    needed = [name for name in changed if name.name != "README.md"]
     config = Path("config.json")
-    if len(needed) > 1 or old - set(files):
+    if len(set(changed) - TOLD) > 1 or old - set(files) - TOLD:
         (output_dir / config).unlink(missing_ok=True)  # nothing loads a folder without it
         changed = [name for name in files if name != config] + [config]
     for name in old - set(files):  # what is left of an earlier model would be loaded with this one

@@ -122,7 +122,8 @@ class ModelChecks:
         if self.device.type == "cpu":
             return self.device
         torch.cuda.empty_cache()
-        weights = sum(file.stat().st_size for file in folder.iterdir())
+        files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+        weights = sum(file.stat().st_size for file in files)
         fits = torch.cuda.mem_get_info(self.device)[0] > 1.5 * weights
         return self.device if fits else torch.device("cpu")
 

@@ -146,7 +146,7 @@ def model_card(
         settings: how text becomes tokens (TextSettings).
         counts: of the data, as in training_args.json.
         result: of the evaluation when it was saved (metrics.summarize).
-        checks: of the saved model (checks.Check).
+        checks: of the saved model (checks.Check); none before they are made.
     """
     use, prompt, date = DEEPSPEED_CHAT, "taken as it stands", ""
     if args.save_format != "dschat":
@@ -158,6 +158,7 @@ def model_card(
 
     metrics = [(title, number_text(result[name], form)) for name, title, form in METRICS]
     results = [(c.name, c.finding, "ok" if c.passed else "FAILED") for c in checks]
+    results = results or [("none", "the run ended before they were made", "")]
     arguments = args.flags(REFUSED, SIZE, LENGTH)
 
     return CARD.substitute(

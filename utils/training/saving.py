@@ -9,8 +9,9 @@ from utils import distributed
 from utils.data.tokenization import ComparisonTokenizer
 from utils.model import pretrained
 from utils.model.lora import merge_lora, save_adapter
+from utils.output.files import write_whole
 from utils.training.checkpoint import forget_saved_model
-from utils.training.checks import ModelChecks
+from utils.training.checks import Check, ModelChecks
 from utils.training.engine import gather_weights
 from utils.training.loop import Trainer
 from utils.training.model_card import model_card
@@ -54,24 +55,31 @@ class ModelSaver:
                 save_format=self.args.save_format,
                 score_statistics={"mean": result["score_mean"], "std": result["score_std"]},
             )
+            self._check(result)
         distributed.barrier()
 
     def _save_more(self, folder: Path, state_dict: dict, result: dict) -> None:
-        """What stands beside the weights; the checks read them as they were written."""
+        """What stands beside the weights."""
         args = self.args
         if args.save_adapter:
             rank, alpha, base = args.lora_dim, args.lora_alpha, args.model_name_or_path
             save_adapter(state_dict, rank, alpha, base, folder / "adapter")
+        self._write_card(folder, result, [])
 
+    def _check(self, result: dict) -> None:
+        """Check the model where it stands: a large one takes long on a CPU, and is not lost then."""
+        folder = Path(self.args.output_dir)
         for check in self.checks.run(folder):
             distributed.log(f"check: {check}")
 
         checks = json.dumps([asdict(check) for check in self.checks.results], indent=2)
-        (folder / "checks.json").write_text(checks + "\n", encoding="utf-8")
+        write_whole(folder / "checks.json", checks + "\n")
+        self._write_card(folder, result, self.checks.results)
 
+    def _write_card(self, folder: Path, result: dict, checks: list[Check]) -> None:
         settings = asdict(self.encoder.settings)
-        card = model_card(args, settings, self.counts, result, self.checks.results)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        card = model_card(self.args, settings, self.counts, result, checks)
+        write_whole(folder / "README.md", card)
 
 
 def conclude(trainer: Trainer, checks: ModelChecks) -> None:
