@@ -80,8 +80,8 @@ def test_a_loss_scale_at_its_minimum_ends_the_run_with_what_to_do(workspace, tmp
     assert "give --dtype bf16" in done.stderr and "Traceback" not in done.stderr
 
 
-# Operations of a whole step of a model that deep: half of them are DeepSpeed's, which copies, measures
-# and clips gradients weight by weight. It waits five times for the norm, and the loop once more.
+# Operations of a whole step of a model that deep: half of them are DeepSpeed's, which copies and
+# measures gradients weight by weight. It waits five times for the norm, and the loop once more.
 CEILINGS = {"OPT-350m": 2900, "Llama-1B": 2800}
 
 COUNTING = """

@@ -67,7 +67,7 @@ class ModelSaver:
         self._write_card(folder, result, [])
 
     def _check(self, result: dict) -> None:
-        """Check the model where it stands: a large one takes long on a CPU, and is not lost then."""
+        """Check the model where it stands: with a large one that takes long, and it is not lost."""
         folder = Path(self.args.output_dir)
         for check in self.checks.run(folder):
             distributed.log(f"check: {check}")
