@@ -6,7 +6,7 @@ import torch
 
 from utils.settings import InputError
 from utils.training import settings
-from utils.training.engine import deepspeed_config, resolve_precision
+from utils.training.engine import _with_buffers, deepspeed_config, resolve_precision
 from utils.training.settings import parse_training_arguments
 
 
@@ -90,6 +90,41 @@ def test_precision_on_a_cpu():
     args, notes = resolve_precision(arguments("--dtype", "bf16"), cpu)
     assert "--zero_stage 1" in notes[0]
     assert args.zero_stage == 1
+
+
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(False, "fp16"), (True, "bf16")])
+def test_precision_on_a_gpu(monkeypatch, has_bf16, dtype):
+    """PyTorch says yes for a V100, too, which emulates bf16."""
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or has_bf16,
+    )
+    gpu, words = torch.device("cuda"), ["--model_name_or_path", "m"]
+    args, notes = resolve_precision(parse_training_arguments(words), gpu)
+    assert (args.dtype, args.zero_stage, len(notes)) == (dtype, 1, 2)
+    for stage in ("1", "2", "3"):
+        args = parse_training_arguments([*words, "--zero_stage", stage])
+        assert resolve_precision(args, gpu)[0].zero_stage == int(stage)
+    args, _ = resolve_precision(arguments("--dtype", "fp32"), gpu)
+    assert (args.dtype, args.zero_stage) == ("fp32", 0)
+
+
+def test_deepspeed_neither_looks_at_each_gradient_nor_at_the_clock():
+    config = deepspeed_config(arguments("--dtype", "bf16"), 1)
+    assert config["bf16"] == {"enabled": True, "check_grad_overflow": False}
+    assert config["timers"] == {"throughput": {"enabled": False}}
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "expected"),
+    [(1000, {}, 1000), (10**10, {}, 500_000_000), (1000, {"reduce_bucket_size": 7}, 7)],
+)
+def test_buffers_are_no_larger_than_what_trains(trained, given, expected):
+    config = {"zero_optimization": {"stage": 1, **given}}
+    zero = _with_buffers(config, trained)["zero_optimization"]
+    assert zero == {"stage": 1, "reduce_bucket_size": expected}
+    assert config == {"zero_optimization": {"stage": 1, **given}}
 
 
 def test_a_config_file_overrides_entry_by_entry(tmp_path):

@@ -87,11 +87,10 @@ def _fits(args: TrainingSettings, engine: "DeepSpeedEngine", batch: Batch) -> bo
     weights = [weight for weight in engine.module.parameters() if weight.requires_grad]
     try:
         torch.autograd.grad(model_loss(args, engine.module, batch)[0], weights)
+        return True
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
-        return False
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return True
+    # The error is gone here, and with it what its frames still held.
+    torch.cuda.empty_cache()
+    return False
