@@ -10,10 +10,11 @@
 #
 # --shm-size: processes exchange data in /dev/shm, NCCL's too; Docker's 64 MB are too few.
 
-# The torch of requirements.txt, 2.13.0, is built for CUDA 13.0 and brings its libraries, cuDNN and
-# NCCL with it; an image with a torch of its own would only pin it a second time. What is missing
-# is a compiler: DeepSpeed builds its operators (Adam on the CPU, file access for a device nvme)
-# when they are first used, and refuses an nvcc of another CUDA than torch's.
+# The torch that requirements.txt brings, 2.13, is built for CUDA 13.0 and has its libraries, cuDNN
+# and NCCL with it; an image with a torch of its own would only pin it a second time. What is missing
+# is a compiler: DeepSpeed builds its operators (Adam on the CPU, file access for a device nvme) when
+# they are first used. For those of a GPU, which an entry of --deepspeed_config can ask for, it wants
+# the nvcc of torch's CUDA.
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04
 
 # libaio-dev is for states in files (device nvme in --deepspeed_config); git, for the commit that
