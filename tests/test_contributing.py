@@ -42,9 +42,9 @@ def test_names_of_a_recipe_are_there(recipe):
 
 
 def requirements(name: str) -> set[str]:
-    """The packages that a list of requirements and those in it pin."""
+    """The packages that a list of requirements and those in it pin, or give limits."""
     lines = (ROOT / name).read_text().split("\n")
-    pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
+    pinned = {re.split("==|>=", line)[0].lower() for line in lines if re.search("==|>=.*<", line)}
     included = [line.removeprefix("-r ") for line in lines if line.startswith("-r ")]
     assert len(pinned) + len(included) == len([line for line in lines if line])
     return pinned.union(*map(requirements, included))

@@ -30,6 +30,18 @@ def check_head(path: str, empty: PreTrainedModel) -> None:
         )
 
 
+def compile_layers(model: "RewardModel", **options: object) -> None:
+    """Compile each decoder layer in place, for any number of tokens (torch.compile's options).
+
+    Layers share their programs: the first, those between and the last, in training and evaluation.
+    """
+    torch._dynamo.config.recompile_limit = 32
+    depth = model.model.config.num_hidden_layers
+    lists = [part for part in model.backbone.modules() if isinstance(part, nn.ModuleList)]
+    for layer in next(part for part in lists if len(part) == depth):
+        layer.compile(dynamic=True, **options)
+
+
 class RewardModel(nn.Module):
     """Scores the answers of a batch with a Transformers sequence-classification model.
 

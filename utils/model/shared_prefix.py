@@ -103,13 +103,8 @@ def shared_prefix_attention(
     if _has_varlen_kernel(query, value, dropout):
         return _fused(query, key, value, segments, sliding_window, scaling), None
 
-    is_grouped = query.shape[1] != key.shape[1]
-    options = {"scale": scaling, "enable_gqa": is_grouped, "dropout_p": dropout}
-    outputs = [
-        _attend(*segment, sliding_window, **options).transpose(1, 2)
-        for segment in _split_segments(query, key, value, segments)
-    ]
-    return torch.cat(outputs, dim=1), None
+    options = {"scale": scaling, "dropout_p": dropout}
+    return _piece_by_piece(query, key, value, segments, sliding_window, **options), None
 
 
 AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
@@ -229,6 +224,19 @@ class _RepeatPrefixes(torch.autograd.Function):
         total = gradient.index_select(0, segments.first_use)
         more = gradient.index_select(0, segments.reuses)
         return total.index_add_(0, segments.reused, more), None
+
+
+@torch.compiler.disable  # with its lists every batch would be another program
+def _piece_by_piece(
+    query, key, value, segments: Segments, window: int | None, **options
+) -> torch.Tensor:
+    """One segment after the other, [1, Q, heads, width]."""
+    options["enable_gqa"] = query.shape[1] != key.shape[1]
+    outputs = [
+        _attend(*segment, window, **options).transpose(1, 2)
+        for segment in _split_segments(query, key, value, segments)
+    ]
+    return torch.cat(outputs, dim=1)
 
 
 def _split_segments(

@@ -19,7 +19,7 @@ from utils.data.tokenization import (
 from utils.model import pretrained
 from utils.model.folding import can_fold
 from utils.model.lora import add_lora, find_layers
-from utils.model.reward_model import RewardModel, check_head
+from utils.model.reward_model import RewardModel, check_head, compile_layers
 from utils.settings import InputError
 from utils.training.settings import TrainingSettings
 from utils.training.throughput import parameter_size
@@ -128,6 +128,8 @@ def build_model(
 
     if args.gradient_checkpointing:
         model.model.activation_checkpointing_enable()
+    if args.torch_compile:
+        compile_layers(model)
 
     sizes = {p: parameter_size(p) for p in model.parameters()}
     trained = sum(size for p, size in sizes.items() if p.requires_grad)

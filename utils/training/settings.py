@@ -154,6 +154,12 @@ class OptimizerSettings(Settings):
     num_warmup_steps: int = flag(0, "steps in which the rate rises from 0")
     warmup_ratio: float = flag(0.0, "the same as a share of all steps")
     gradient_checkpointing: bool = flag(False, "recompute activations: less memory", resume=FREE)
+    torch_compile: bool = flag(
+        False,
+        "compile the layers with torch.compile, in ZeRO stages 0 to 2: a slow first step, then "
+        "faster ones on a GPU, which was never measured",
+        resume=FREE,
+    )
     compute_fp32_loss: bool = flag(
         False,
         "kept for DeepSpeed-Chat command lines: the loss is always computed in fp32",
@@ -367,6 +373,8 @@ class TrainingSettings(
 
     def _check(self) -> None:
         """Refuse what the groups contradict each other in."""
+        if self.torch_compile and self.zero_stage == 3:
+            raise InputError("--torch_compile needs --zero_stage 0, 1 or 2, not 3")
         if self.save_format == "dschat" and self.score_position != "end":
             raise InputError(
                 f"--save_format dschat needs --score_position end, not {self.score_position}: "

@@ -5,7 +5,7 @@
 #
 # Hardware: one GPU with 40 GB. The frozen weights take 14.0 GiB in 16 bits, adapters and head about
 #           1.6 GiB (84 million, 20 bytes each); activations come on top.
-# Expect:   64 comparisons a step, 4 at a time, rendered with the model's chat template; the saved
+# Expect:   64 comparisons a step, rendered with the model's chat template; the saved
 #           folder holds the merged model.
 # Hyperparameters: rank, rates, length and epochs of TRL's examples/scripts/reward_modeling.py with
 #           LoRA; the batch, the schedule (cosine, where TRL's is linear) and the adapters' scale

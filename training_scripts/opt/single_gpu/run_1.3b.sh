@@ -6,7 +6,7 @@
 # Hardware: one GPU with 40 GB. --estimate_memory: 24.5 GiB a GPU in stage 0 for weights, gradients
 #           and Adam (derived); activations come on top. On 24 GB, give stage 2 and --offload
 #           (run_2.7b.sh).
-# Expect:   64 comparisons a step, 8 at a time; an accuracy that starts near 0.5, since the head is
+# Expect:   64 comparisons a step; an accuracy that starts near 0.5, since the head is
 #           new.
 # Hyperparameters: learning rate, batch and epochs of InstructGPT's reward model of 6B (arXiv
 #           2203.02155, appendix C.2), which found other rates, by up to 50 %, about as good; its

@@ -5,7 +5,7 @@
 #
 # Hardware: one GPU with 8 GB. --estimate_memory: 2.3 GiB a GPU in stage 0 for weights, gradients
 #           and Adam (derived); activations come on top.
-# Expect:   64 comparisons a step, 8 at a time; an accuracy that starts near 0.5, since the head is
+# Expect:   64 comparisons a step; an accuracy that starts near 0.5, since the head is
 #           new.
 # Hyperparameters: those of DeepSpeed-Chat's step 2 for OPT-350m on one GPU (run_350m.sh); for this
 #           size they are our choice.

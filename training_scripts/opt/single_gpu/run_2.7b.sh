@@ -7,7 +7,7 @@
 #           memory in stage 2 with --offload (derived); activations come on top. DeepSpeed compiles
 #           its CPU Adam once, which needs a compiler. Without --offload 49.4 GiB: one GPU with 80
 #           GB.
-# Expect:   64 comparisons a step, 4 at a time; then one step of Adam on the CPU; an accuracy that
+# Expect:   64 comparisons a step; then one step of Adam on the CPU; an accuracy that
 #           starts near 0.5, since the head is new.
 # Hyperparameters: learning rate, batch and epochs of InstructGPT's reward model of 6B (arXiv
 #           2203.02155, appendix C.2). Weight decay and dropout as for OPT-350m.

@@ -6,7 +6,7 @@
 # Hardware: one GPU with 16 GB. --estimate_memory: 6.2 GiB a GPU in stage 0 for weights, gradients
 #           and Adam (derived); activations come on top. It also runs on a CPU (fp32, slowly: for a
 #           look, add --max_steps 3).
-# Expect:   64 comparisons a step, 8 at a time; a loss that starts near 0.7 (ln 2); the accuracy on
+# Expect:   64 comparisons a step; a loss that starts near 0.7 (ln 2); the accuracy on
 #           held-out prompts at the end of the log.
 # Hyperparameters: DeepSpeed-Chat's step 2, opt/single_gpu/run_350m.sh. It takes 16 comparisons at a
 #           time, 64 a step too, and 40 % of the data (--data_split 2,4,4).

@@ -5,7 +5,7 @@
 #
 # Hardware: one GPU with 24 GB. The frozen weights take 12.4 GiB in 16 bits, adapters and head about
 #           1.4 GiB (76 million, 20 bytes each); activations come on top.
-# Expect:   64 comparisons a step, 4 at a time; the saved folder holds the merged model.
+# Expect:   64 comparisons a step; the saved folder holds the merged model.
 # Hyperparameters: batch and epochs of InstructGPT's reward model of 6B (arXiv 2203.02155, appendix
 #           C.2); rank and rates of TRL's examples/scripts/reward_modeling.py, whose alpha is half
 #           the rank instead of twice; for this model they are our choice.

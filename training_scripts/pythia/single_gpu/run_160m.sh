@@ -5,7 +5,7 @@
 #
 # Hardware: one GPU with 8 GB. --estimate_memory: 2.3 GiB a GPU in stage 0 for weights, gradients
 #           and Adam (derived); activations come on top.
-# Expect:   64 comparisons a step, 8 at a time; an accuracy that starts near 0.5, since the head is
+# Expect:   64 comparisons a step; an accuracy that starts near 0.5, since the head is
 #           new.
 # Hyperparameters: batch, epochs and schedule of arXiv 2403.17031 (Pythia 1B to 6.9B). Its rate is
 #           3e-6; a higher one for a smaller model is our choice.

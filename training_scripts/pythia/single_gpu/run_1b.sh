@@ -5,7 +5,7 @@
 #
 # Hardware: one GPU with 24 GB. --estimate_memory: 16.9 GiB a GPU in stage 0 for weights, gradients
 #           and Adam (derived); activations come on top.
-# Expect:   64 comparisons a step, 4 at a time; an accuracy that starts near 0.5, since the head is
+# Expect:   64 comparisons a step; an accuracy that starts near 0.5, since the head is
 #           new.
 # Hyperparameters: rate, batch, epochs and weight decay of arXiv 2403.17031 (code:
 #           vwxyzjn/summarize_from_feedback_details, reward.py), whose AdamW has an epsilon of 1e-5.

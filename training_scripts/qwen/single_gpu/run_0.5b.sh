@@ -5,7 +5,7 @@
 #
 # Hardware: one GPU with 24 GB. --estimate_memory: 9.2 GiB a GPU in stage 0 for weights, gradients
 #           and Adam (derived); activations come on top.
-# Expect:   64 comparisons a step, 4 at a time, rendered with the model's chat template.
+# Expect:   64 comparisons a step, rendered with the model's chat template.
 # Hyperparameters: rate, length and epochs of TRL's examples/scripts/reward_modeling.py for
 #           Qwen2-0.5B-Instruct; the batch (TRL: 8 on each GPU) and the cosine schedule are ours.
 # Override: MODEL, DATA (several, separated by spaces), MASTER_PORT
