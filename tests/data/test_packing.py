@@ -1,3 +1,4 @@
+import threading
 from dataclasses import fields, replace
 from itertools import combinations
 from types import SimpleNamespace
@@ -374,6 +375,25 @@ def test_planned_batches_return_the_rows_of_the_plan_in_order(ahead):
     assert list(batches) == list(batches) == expected
     batches.plan = [plan[:1], plan[1:]]  # of steps
     assert list(batches) == [expected[:1], expected[1:]]
+
+
+class OnAGpu:
+    """Tells the device that the thread in which its memory was pinned had been given."""
+
+    def pin_memory(self):
+        return getattr(GIVEN, "device", 0)
+
+
+GIVEN = threading.local()
+
+
+def test_batches_for_a_gpu_are_pinned_for_the_one_of_this_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: setattr(GIVEN, "device", device))
+    rows = datasets.Dataset.from_list([{"a": 1}])
+    batches = PlannedBatches(rows, [MicroBatch([0], [1.0])] * 5, lambda *given: OnAGpu())
+    assert batches.ahead > 0 and list(batches) == [3] * 5
 
 
 @pytest.mark.parametrize("ahead", [0, 2])

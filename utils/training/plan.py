@@ -72,7 +72,13 @@ class PlannedBatches:
             yield from map(self._make, range(len(self)))
             return
 
-        with ThreadPoolExecutor(max_workers=1) as thread:
+        # A thread pins memory for GPU 0 where it is not told otherwise.
+        device = {}
+        if torch.cuda.is_available():
+            number = torch.cuda.current_device()
+            device = {"initializer": torch.cuda.set_device, "initargs": (number,)}
+
+        with ThreadPoolExecutor(max_workers=1, **device) as thread:
             waiting: deque[Future] = deque()
             for number in range(len(self)):
                 waiting.append(thread.submit(self._make, number))
