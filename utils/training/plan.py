@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -73,7 +73,7 @@ class PlannedBatches:
             return
 
         # A thread pins memory for GPU 0 where it is not told otherwise.
-        device = {}
+        device: dict[str, Any] = {}
         if torch.cuda.is_available():
             number = torch.cuda.current_device()
             device = {"initializer": torch.cuda.set_device, "initargs": (number,)}
