@@ -22,9 +22,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from benchmarks import gpu_parts
-from benchmarks.gpu_parts import LEFT_OUT, Findings, Machine
-from benchmarks.gpu_training import training
+from benchmarks.gpu_parts import common
+from benchmarks.gpu_parts.common import LEFT_OUT, Findings, Machine
+from benchmarks.gpu_parts.numerics import ATTENTION_LIMITS, attention, model
+from benchmarks.gpu_parts.speed import speed
+from benchmarks.gpu_parts.training import training
 from utils import distributed
 from utils.model.pretrained import quieten_libraries
 from utils.output.files import write_whole
@@ -32,10 +34,10 @@ from utils.output.tables import TableTemplate, markdown_grid, markdown_table, nu
 
 # What runs in this order, and the seconds that it needs on a GPU.
 PARTS = {
-    "attention": (gpu_parts.attention, 20),
-    "model": (gpu_parts.model, 40),
+    "attention": (attention, 20),
+    "model": (model, 40),
     "training": (training, 60),
-    "speed": (gpu_parts.speed, 45),
+    "speed": (speed, 45),
 }
 
 
@@ -53,11 +55,11 @@ JUDGED = {"result": result_text, "note": note_text}
 TABLES = {
     "attention": TableTemplate(
         "Attention",
-        "Packed attention against padded attention in fp32: the relative error of the output or of "
-        "the gradient of query, key or value, whichever is largest. Allowed: "
-        + ", ".join(f"{dtype} {limit:g}" for dtype, limit in gpu_parts.ATTENTION_LIMITS.items())
+        "Packed attention in 16 bits against the same in fp32: the relative error of the output or "
+        "of the gradient of query, key or value, whichever is largest. Allowed: "
+        + ", ".join(f"{dtype} {limit:g}" for dtype, limit in ATTENTION_LIMITS.items())
         + ".",
-        {dtype: number_at(dtype, form=".1e") for dtype in gpu_parts.DTYPES} | JUDGED,
+        {dtype: number_at(dtype, form=".1e") for dtype in ATTENTION_LIMITS} | JUDGED,
     ),
     "model": TableTemplate(
         "Models",
@@ -163,10 +165,10 @@ def describe_machine(machine: Machine) -> dict[str, str]:
     packages = ("torch", "transformers", "deepspeed")
     facts |= {"Python": platform.python_version(), **{name: version(name) for name in packages}}
     for dtype in ("bf16", "fp32"):
-        rate = gpu_parts.matmul_rate(machine, dtype)
+        rate = common.matmul_rate(machine, dtype)
         facts[f"{dtype} matmul"] = f"{rate / 1e12:.2f} TFLOP/s"
-    facts["packed attention in 16 bits"] = "fused" if gpu_parts.has_kernel(machine) else "in pieces"
-    return {**facts, "copy": f"{gpu_parts.copy_rate(machine) / 1e9:,.0f} GB/s"}
+    facts["packed attention in 16 bits"] = "fused" if common.has_kernel(machine) else "in pieces"
+    return {**facts, "copy": f"{common.copy_rate(machine) / 1e9:,.0f} GB/s"}
 
 
 def check_part(machine: Machine, part: str) -> Findings:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks import gpu_check
-from benchmarks.gpu_parts import LEFT_OUT, Machine
-from benchmarks.gpu_training import REFERENCE, RUNS, STEPS, Run, is_wanted, judge
+from benchmarks.gpu_parts.common import LEFT_OUT, Machine
+from benchmarks.gpu_parts.training import REFERENCE, RUNS, STEPS, Run, is_wanted, judge
 from tests.conftest import run_command
 
 

@@ -17,12 +17,19 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks.gpu_parts import LEFT_OUT, MAX_LENGTH, Findings, Machine, largest, make_config
+from benchmarks.gpu_parts.common import (
+    LEFT_OUT,
+    MAX_LENGTH,
+    Findings,
+    Machine,
+    largest,
+    make_config,
+)
 from utils.demo import write_demo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STEPS, EPOCHS = 30, 6  # so few comparisons that the losses of every run fall
-LIMITS = {"fp32": 1e-4, "bf16": 3e-2, "fp16": 5e-3}  # of a loss, against that of fp32
+LIMITS = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 5e-3}  # of a loss, against that of fp32
 
 REFERENCE = "fp32, stage 0"
 RUNS = {
