@@ -69,7 +69,7 @@ def save_foreign(folder, style, pad=None):
 
 def load_scorer(folder, *words):
     """rw_eval.py's scorer for a command line."""
-    given = ["--model_name_or_path", folder, *words]
+    given = ["--model_name_or_path", folder, "--dtype", "fp32", *words]
     args = parse_evaluation_arguments([str(word) for word in given])
     config = pretrained.load_config(str(folder))
     layout, _ = choose_layout(config, args.batch_layout)

@@ -7,9 +7,11 @@ signature of a torch release takes.
     EMULATED_GPU=2.13 python -m pytest      # 2.11 or 2.13: all tests, started programs included
 """
 
+import inspect
 from types import ModuleType
 
 import torch
+from torch.nn.attention import varlen
 
 RELEASES = ("2.11", "2.13")  # of torch; between them varlen_attn has learned arguments
 
@@ -22,6 +24,14 @@ def emulate(shared_prefix: ModuleType, release: str) -> None:
     shared_prefix.varlen_attn = varlen_attn if release == "2.13" else varlen_attn_2_11
     shared_prefix.TAKES_ENABLE_GQA = release == "2.13"
     shared_prefix._has_varlen_kernel = takes
+
+
+def use_the_kernel(monkeypatch, shared_prefix: ModuleType) -> None:
+    """Let it call PyTorch's own kernel, which takes tensors without memory, too."""
+    known = inspect.signature(varlen.varlen_attn).parameters
+    monkeypatch.setattr(shared_prefix, "varlen_attn", varlen.varlen_attn)
+    monkeypatch.setattr(shared_prefix, "TAKES_ENABLE_GQA", "enable_gqa" in known)
+    monkeypatch.setattr(shared_prefix, "_has_varlen_kernel", lambda *_: True)
 
 
 def takes(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from tests.emulation.emulated_gpu import use_the_kernel
 from tests.model.test_gpu_branch import empty_model, make_rows
 from tests.model.test_shared_prefix import gradients, models  # noqa: F401  # a fixture
 from utils.data.packing import PackedCollator, PaddedCollator
@@ -30,7 +31,14 @@ def make_batches(collate):
         ("gpt2", PaddedCollator(1), False),
     ],
 )
-def test_compiled_layers_agree_with_plain_ones(models, family, collate, checkpointing):  # noqa: F811
+def test_compiled_layers_agree_with_plain_ones(
+    models,  # noqa: F811
+    monkeypatch,
+    family,
+    collate,
+    checkpointing,
+):
+    monkeypatch.setattr(shared_prefix, "_has_varlen_kernel", lambda *_: False)
     model = models[family][collate.packed].train()
     compiled = copy.deepcopy(model)
     torch._dynamo.reset()
@@ -49,7 +57,7 @@ def test_compiled_layers_agree_with_plain_ones(models, family, collate, checkpoi
 
 @pytest.mark.parametrize("shape", ["OPT-350m", "Llama-1B"])
 def test_layers_share_few_programs_for_batches_of_any_size(monkeypatch, shape):
-    monkeypatch.setattr(shared_prefix, "_has_varlen_kernel", lambda *_: True)
+    use_the_kernel(monkeypatch, shared_prefix)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     counter = CompileCounterWithBackend("aot_eager")

@@ -94,7 +94,7 @@ LOSSES = [
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nothing_waits_in_forward_backward_and_loss(monkeypatch, shape, words):
     """Tensors without memory have no numbers: asking for one is an error."""
-    monkeypatch.setattr(shared_prefix, "_has_varlen_kernel", lambda *_: True)
+    emulated_gpu.use_the_kernel(monkeypatch, shared_prefix)
     args = parse_training_arguments(["--model_name_or_path", "m", *words.split()])
     collate = PackedCollator(1, args.score_position == "mean", loss_inputs(args))
     batch = collate(make_rows(6, 4), [1.0] * 6).to("meta")
