@@ -179,6 +179,25 @@ def test_neither_micro_batches_by_tokens_nor_the_number_of_ranks_change_a_step(w
     assert moved > 1e-3
 
 
+KILLED_IN_THE_CHECKS = """
+import os
+from utils.training.checks import ModelChecks
+
+ModelChecks.run = lambda self, folder: os._exit(9)
+"""
+
+
+def test_a_run_that_dies_while_it_checks_the_model_has_saved_it(workspace):
+    """As where the first rank checks a large model on its CPU for longer than the others wait."""
+    words = (*flags(workspace, "unchecked", 8, 1), "--max_steps", 2)
+    done = run_program("main.py", *words, code=KILLED_IN_THE_CHECKS)
+    assert done.returncode == 9, done.stderr
+    folder = workspace / "unchecked"
+    AutoModelForSequenceClassification.from_pretrained(folder)
+    assert "the run ended before they were made" in (folder / "README.md").read_text()
+    assert not (folder / "checks.json").exists()
+
+
 def load_weights(folder, name="model"):
     from safetensors.torch import load_file
 
