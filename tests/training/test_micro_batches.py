@@ -92,6 +92,7 @@ class Network(RewardModel):
         raise AssertionError("DeepSpeed would count this gradient")
 
     def forward(self, batch):
+        assert self.training
         self.seen.append(batch.input_ids.shape[1])
         if self.seen[-1] > self.room:
             raise self.error
@@ -112,12 +113,12 @@ def test_what_does_not_fit_is_halved_once_and_then_as_asked_for(
     network = Network(room)
     if checkpointing:
         network.model.activation_checkpointing_enable()
-    network.train()
+    network.eval()  # as from_pretrained leaves it
     args = arguments(
         *("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2),
         *("--max_tokens_per_micro_batch", 130),
     )
-    engine = SimpleNamespace(module=network)
+    engine = SimpleNamespace(module=network, train=network.train)
     fitted = fit_max_tokens(args, engine, make_data(LENGTHS), PackedCollator(1), CPU)
     assert fitted.max_tokens_per_micro_batch == limit
     # The longest of a step's four comparisons that go together: 50 + 40 + 30.
@@ -133,5 +134,5 @@ def test_another_error_is_not_taken_for_too_little_memory():
     network.error = RuntimeError("an assertion on the device")
     args = arguments("--max_tokens_per_micro_batch", 130)
     with pytest.raises(RuntimeError, match="an assertion"):
-        engine = SimpleNamespace(module=network)
+        engine = SimpleNamespace(module=network, train=network.train)
         fit_max_tokens(args, engine, make_data(LENGTHS), PackedCollator(1), CPU)

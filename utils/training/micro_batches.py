@@ -84,6 +84,7 @@ def _fits(args: TrainingSettings, engine: "DeepSpeedEngine", batch: Batch) -> bo
     `torch.autograd.grad` gives gradients to nobody, so that DeepSpeed's engine, which waits for
     them parameter by parameter, is afterwards as it was, also where memory ran out half-way.
     """
+    engine.train()  # as loaded, it would not recompute activations
     weights = [weight for weight in engine.module.parameters() if weight.requires_grad]
     try:
         torch.autograd.grad(model_loss(args, engine.module, batch)[0], weights)
