@@ -18,6 +18,18 @@ resolve = engine.resolve_precision
 engine.resolve_precision = lambda args, device: resolve(args, torch.device("cuda"))
 """
 
+TELLS_WHAT_IT_LOADS = """
+from utils.model import pretrained
+
+load = pretrained.load_model
+
+def load_model(*args, dtype, **options):
+    print("loads", dtype)
+    return load(*args, dtype=dtype, **options)
+
+pretrained.load_model = load_model
+"""
+
 NO_GRADIENT = """
 from utils.training import loss
 plain = loss.pairwise_loss
@@ -47,8 +59,11 @@ def fp32_losses(workspace):
 def test_16_bits_train_as_fp32_does_in_every_stage(workspace, fp32_losses, dtype, near, stage):
     """In DeepSpeed's own stage 0, fp16 moves the weights by a third."""
     name = f"{dtype}-{stage}"
-    done = train(workspace, name, "--dtype", dtype, "--zero_stage", stage)
+    words = ("--dtype", dtype, "--zero_stage", stage)
+    done = train(workspace, name, *words, code=TELLS_WHAT_IT_LOADS)
     assert done.returncode == 0, done.stderr
+    loaded = {"fp16": "torch.float16", "bf16": "torch.bfloat16"}[dtype]  # no fp32 on each rank
+    assert f"\nloads {loaded}\n" in done.stdout and "float32" not in done.stdout
     assert (f"{dtype} runs with --zero_stage 1" in done.stdout) is (stage == 0)
 
     # A loss scale of 65,536 is too high at first: such steps are skipped and counted.
