@@ -67,7 +67,7 @@ class Grouping:
         if self.max_tokens and not self.packed:
             raise InputError(
                 "--max_tokens_per_micro_batch goes with --batch_layout packed, but batches are "
-                "padded: give --per_device_train_batch_size instead"
+                "padded: give --max_tokens_per_micro_batch 0"
             )
         if self.max_tokens and self.sizes.max() > self.max_tokens:
             raise InputError(
@@ -292,12 +292,13 @@ def _deal(
 def _deal_within(rows: np.ndarray, grouping: Grouping) -> list[np.ndarray]:
     """As few micro-batches as keep to the limit in tokens, on each rank equally many."""
     world_size, limit = grouping.world_size, grouping.max_tokens
-    number = world_size * -(-int(grouping.sizes[rows].sum()) // (world_size * limit))
+    number = -(-int(grouping.sizes[rows].sum()) // limit)
     while True:
+        number = world_size * -(-number // world_size)
         batches = _deal_evenly(rows, number, grouping.sizes, len(rows))
         if max(int(grouping.sizes[batch].sum()) for batch in batches) <= limit:
             return batches
-        number += world_size
+        number += 1 + number // 100  # of many, a hundredth more
 
 
 def _deal_evenly(rows: np.ndarray, number: int, sizes: np.ndarray, most: int) -> list[np.ndarray]:

@@ -169,8 +169,7 @@ def step_engine(engine: "DeepSpeedEngine", step: int) -> torch.Tensor:
             raise
         raise FloatingPointError(
             f"gradients overflow in fp16 at step {step}, also with the loss scale at its minimum: "
-            "give --dtype bf16 or fp32, or a lower --learning_rate; nothing was saved over what "
-            "--output_dir held before"
+            "give --dtype bf16 or fp32, or a lower --learning_rate; no model of this step was saved"
         ) from error
 
     told = engine.get_global_grad_norm()

@@ -197,7 +197,7 @@ def run_step(
         batches: the micro-batches of this rank; other ranks have as many.
         device: of this rank.
         step: number of the step. Dropout depends on it, the seed and the rank alone, so that a
-            run that was cut goes on with the same random numbers.
+            run that was cut goes on with the same random numbers in the same micro-batches.
         signal: tells which one this rank has got; 0: none.
 
     Raises:
@@ -235,6 +235,6 @@ def run_step(
     if args.dtype != "fp16" and not (sums.isfinite().all() and 0 <= norm < math.inf):
         raise FloatingPointError(
             f"the loss or its gradient is not finite at step {step}: lower --learning_rate, or "
-            "check the data; nothing was saved over what --output_dir held before"
+            "check the data; no model of this step was saved"
         )
     return StepResult(sums, norm, signals > 0)

@@ -51,7 +51,7 @@ def fit_max_tokens(
     --per_device_train_batch_size comparisons, as without a limit.
     """
     tokens = args.max_tokens_per_micro_batch or 0
-    for limit in (tokens, max(tokens // 2, _longest(data))):
+    for limit in dict.fromkeys((tokens, max(tokens // 2, _longest(data)))):
         batch = _fullest(args, data, collate, limit).to(device)
         if not distributed.max_over_ranks(int(not _fits(args, engine, batch)), device):
             return replace(args, max_tokens_per_micro_batch=limit)
@@ -70,12 +70,17 @@ def _longest(data: TrainingData) -> int:
 
 
 def _fullest(args: TrainingSettings, data: TrainingData, collate: Collate, limit: int) -> Batch:
-    """The longest comparisons of which a step has so many, up to the limit."""
+    """Of as many comparisons as a step has, the longest that go together within the limit."""
     sizes = data.train_sizes["tokens"]
     most = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    rows = np.argsort(sizes, kind="stable")[::-1][: most * distributed.world_size()]
-    rows = rows[sizes[rows].cumsum() <= limit]
-    return collate(data.train.__getitems__(rows.tolist()), [1.0] * len(rows))
+    rows: list[int] = []
+    tokens = 0
+
+    for row in np.argsort(sizes, kind="stable")[::-1].tolist():
+        if len(rows) < most * distributed.world_size() and tokens + sizes[row] <= limit:
+            rows.append(row)
+            tokens += int(sizes[row])
+    return collate(data.train.__getitems__(rows), [1.0] * len(rows))
 
 
 def _fits(args: TrainingSettings, engine: "DeepSpeedEngine", batch: Batch) -> bool:

@@ -127,8 +127,9 @@ class BatchSettings(Settings):
     max_tokens_per_micro_batch: int | None = flag(
         None,
         "the comparisons of a step run in as few micro-batches as have at most this many tokens "
-        "each, and so do those of an evaluation; 0: they do not (default: 16,384 on a GPU, less if "
-        "memory is too small; 0 on a CPU, padded or in ZeRO stage 3)",
+        "each, and so do those of an evaluation; 0: in micro-batches of so many comparisons "
+        "(default: 16,384 on a GPU, less if its memory is too small; but 0 in padded batches and "
+        "in ZeRO stage 3; 0 on a CPU)",
         resume=FREE,
     )
     batch_layout: str = layout_flag()
@@ -156,8 +157,8 @@ class OptimizerSettings(Settings):
     gradient_checkpointing: bool = flag(False, "recompute activations: less memory", resume=FREE)
     torch_compile: bool = flag(
         False,
-        "compile the layers with torch.compile, in ZeRO stages 0 to 2: a slow first step, then "
-        "faster ones on a GPU, which was never measured",
+        "compile the layers with torch.compile, in ZeRO stages 0 to 2: a slow first step; meant "
+        "for GPUs, not measured",
         resume=FREE,
     )
     compute_fp32_loss: bool = flag(
