@@ -112,7 +112,7 @@ def test_micro_batches_that_no_comparison_fits_into(tmp_path, good_data, opt_mod
 def test_micro_batches_by_tokens_that_are_padded(tmp_path, good_data, opt_model):
     words = ("--max_tokens_per_micro_batch", 900, "--batch_layout", "padded")
     said = refuse(tmp_path, good_data, opt_model, *words)
-    assert "batches are padded: give --per_device_train_batch_size" in said
+    assert "batches are padded: give --max_tokens_per_micro_batch 0" in said
 
 
 def test_a_family_that_cannot_be_packed(tmp_path, good_data, gpt2_tokenizer):
