@@ -194,7 +194,7 @@ SLOW = {
     *("test_fuzzing_files", "test_hub_files", "test_loop", "test_pictures", "test_positions"),
     *("test_pretrained", "test_checkpoint_files", "test_report", "test_reward_model"),
     *("test_shared_prefix", "test_tally", "test_foreign_models", "test_cache"),
-    "test_script_memory",
+    *("test_script_memory", "test_gpu_branch", "test_compile"),
 }
 
 
