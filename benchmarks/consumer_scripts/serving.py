@@ -26,7 +26,7 @@ def listens(port: int) -> bool:
 
 
 def end_group(server: subprocess.Popen) -> None:
-    """End a server and its children, also those that it left behind or that stand still.
+    """End a process and its children, also those that it left behind or that stand still.
 
     Args:
         server: started with start_new_session=True.

@@ -18,12 +18,11 @@ import transformers
 from benchmarks.contestants import synchronize
 from utils.data.tokenization import common_prefix_length
 from utils.model import shared_prefix
+from utils.model.pretrained import DTYPES, gpu_has_bf16
 from utils.model.reward_model import RewardModel
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PAD, END, VOCABULARY = 1, 2, 50_272
 MAX_LENGTH = 512  # tokens of prompt and answer
-FILLING = 16_384  # tokens of a micro-batch
 
 LEFT_OUT = {"passed": None, "note": "left out: too little time"}
 
@@ -58,8 +57,7 @@ class Machine:
         """The 16-bit precisions to check."""
         if self.tiny:
             return ("bf16",)
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return ("bf16", "fp16") if has_bf16 else ("fp16",)
+        return ("bf16", "fp16") if gpu_has_bf16() else ("fp16",)
 
 
 def median_seconds(machine: Machine, run: Callable[[], object]) -> float:
@@ -83,7 +81,7 @@ def matmul_rate(machine: Machine, dtype: str) -> float:
 def has_kernel(machine: Machine) -> bool:
     """Whether packed attention is fused here, which the parts could not tell."""
     part = torch.zeros(1, 1, 1, 64, dtype=DTYPES[machine.dtypes[0]], device=machine.device)
-    return shared_prefix._has_varlen_kernel(part, part, dropout=0.0)
+    return shared_prefix.has_varlen_kernel(part, part, dropout=0.0)
 
 
 def copy_rate(machine: Machine) -> float:

@@ -7,7 +7,6 @@ import torch
 import transformers
 
 from benchmarks.gpu_parts.common import (
-    DTYPES,
     PAD,
     Findings,
     Machine,
@@ -20,6 +19,7 @@ from benchmarks.gpu_parts.common import (
 )
 from utils.data.batch import Batch
 from utils.data.packing import PackedCollator, PaddedCollator
+from utils.model.pretrained import DTYPES
 from utils.model.shared_prefix import SHARED_PREFIX, RowKeys, shared_prefix_attention
 from utils.training.loss import pairwise_loss
 

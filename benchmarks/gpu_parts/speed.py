@@ -9,7 +9,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contestants import pad_to, peak, reset_peak, synchronize
 from benchmarks.gpu_parts.common import (
-    FILLING,
     LEFT_OUT,
     MAX_LENGTH,
     PAD,
@@ -29,6 +28,7 @@ from utils.evaluation.metrics import SUMS
 from utils.model.shared_prefix import SHARED_PREFIX
 from utils.training.engine import build_engine, deepspeed_config
 from utils.training.loop import run_step
+from utils.training.micro_batches import FILLING
 from utils.training.settings import TrainingSettings, parse_training_arguments
 from utils.training.throughput import Throughput
 

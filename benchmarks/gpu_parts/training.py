@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from benchmarks.consumer_scripts.serving import end_group
 from benchmarks.gpu_parts.common import (
     LEFT_OUT,
     MAX_LENGTH,
@@ -195,23 +196,17 @@ def flags_of(machine: Machine, folder: Path, gpus: int) -> list[str]:
 def run_process(words: list[str], log: Path, seconds: float) -> int | None:
     """Run a command to its end and return its exit code; None if it had to be ended."""
     environment = {key: value for key, value in os.environ.items() if key not in OF_A_RANK}
-    with log.open("w") as file:
-        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=file, stderr=file)
+    options = {"cwd": ROOT, "env": environment, "start_new_session": True}
+    with (
+        log.open("w") as file,
+        subprocess.Popen(words, stdout=file, stderr=file, **options) as process,
+    ):
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
-            end(process)
             return None
-
-
-def end(process: subprocess.Popen) -> None:
-    """End a process; a launcher ends its ranks if it is asked to, but not if it is killed."""
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        finally:
+            end_group(process)  # with what a launcher has left
 
 
 def read(path: Path) -> str:

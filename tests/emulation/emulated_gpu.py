@@ -23,7 +23,7 @@ def emulate(shared_prefix: ModuleType, release: str) -> None:
     assert release in RELEASES, f"EMULATED_GPU is {release}; expected one of {RELEASES}"
     shared_prefix.varlen_attn = varlen_attn if release == "2.13" else varlen_attn_2_11
     shared_prefix.TAKES_ENABLE_GQA = release == "2.13"
-    shared_prefix._has_varlen_kernel = takes
+    shared_prefix.has_varlen_kernel = takes
 
 
 def use_the_kernel(monkeypatch, shared_prefix: ModuleType) -> None:
@@ -31,7 +31,7 @@ def use_the_kernel(monkeypatch, shared_prefix: ModuleType) -> None:
     known = inspect.signature(varlen.varlen_attn).parameters
     monkeypatch.setattr(shared_prefix, "varlen_attn", varlen.varlen_attn)
     monkeypatch.setattr(shared_prefix, "TAKES_ENABLE_GQA", "enable_gqa" in known)
-    monkeypatch.setattr(shared_prefix, "_has_varlen_kernel", lambda *_: True)
+    monkeypatch.setattr(shared_prefix, "has_varlen_kernel", lambda *_: True)
 
 
 def takes(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:

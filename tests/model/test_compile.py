@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.emulation.emulated_gpu import use_the_kernel
-from tests.model.test_gpu_branch import empty_model, make_rows
+from tests.model.test_gpu_branch import empty_model, random_rows
 from tests.model.test_shared_prefix import gradients, models  # noqa: F401  # a fixture
 from utils.data.packing import PackedCollator, PaddedCollator
 from utils.model import shared_prefix
@@ -17,7 +17,7 @@ from utils.training.loss import pairwise_loss
 
 def make_batches(collate):
     for number, answers in ((6, 4), (5, 3), (9, 2)):
-        rows = make_rows(number, answers)
+        rows = random_rows(number, answers)
         for row in rows:  # so few tokens has the vocabulary of the models
             row["input_ids"] = [[4 + i % 8 for i in ids] for ids in row["input_ids"]]
         yield collate(rows, [1.0] * number)
@@ -38,7 +38,7 @@ def test_compiled_layers_agree_with_plain_ones(
     collate,
     checkpointing,
 ):
-    monkeypatch.setattr(shared_prefix, "_has_varlen_kernel", lambda *_: False)
+    monkeypatch.setattr(shared_prefix, "has_varlen_kernel", lambda *_: False)
     model = models[family][collate.packed].train()
     compiled = copy.deepcopy(model)
     torch._dynamo.reset()

@@ -13,9 +13,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tests.counting import Counting
 from tests.emulation import emulated_gpu
-from tests.model.test_shared_prefix import FAMILIES, compare, models  # noqa: F401  # a fixture
+from tests.model.test_shared_prefix import (
+    FAMILIES,
+    compare,
+    make_rows,
+    models,  # noqa: F401  # a fixture
+)
 from utils.data.packing import PackedCollator
-from utils.data.tokenization import common_prefix_length
 from utils.model import shared_prefix
 from utils.model.reward_model import RewardModel
 from utils.training.loss import loss_inputs, model_loss
@@ -32,18 +36,16 @@ NARROW = {"opt": {"word_embed_proj_dim": 16, "dropout": 0.0}, "llama": {"num_key
 CEILINGS = {"OPT-350m": 1300, "Llama-1B": 2060}
 
 
-def make_rows(number, answers):
+def random_rows(number, answers):
+    """Comparisons of random short texts, whose last two answers are equally good."""
     draw = random.Random(0)
-    rows = []
-    for _ in range(number):
-        lengths = [draw.randrange(1, 9) for _ in range(1 + answers)]
-        prompt, *texts = ([draw.randrange(4, 50) for _ in range(n)] for n in lengths)
-        sequences = [[*prompt, 4 + i, *text, 2] for i, text in enumerate(texts)]
-        row = {"input_ids": sequences, "shared": common_prefix_length(sequences)}
-        row |= {"answers": range(answers), "ranks": [*range(answers - 1), answers - 2]}
-        row |= {"answer_starts": [len(prompt)] * answers, "grades": None, "votes": None}
-        rows.append({**row, "weight": None})
-    return rows
+
+    def text(*start):
+        return [*start, *(draw.randrange(4, 50) for _ in range(draw.randrange(1, 9)))]
+
+    batch = [(text(), [text(4 + i) for i in range(answers)]) for _ in range(number)]
+    ranks = [*range(answers - 1), answers - 2]
+    return [{**row, "ranks": ranks} for row in make_rows(batch, "end")]
 
 
 @pytest.mark.parametrize("release", emulated_gpu.RELEASES)
@@ -58,7 +60,7 @@ def test_the_fused_branch_gives_the_scores_and_gradients_of_answers_alone(
     checkpointing,
     release,
 ):
-    for name in ("varlen_attn", "TAKES_ENABLE_GQA", "_has_varlen_kernel"):
+    for name in ("varlen_attn", "TAKES_ENABLE_GQA", "has_varlen_kernel"):
         monkeypatch.setattr(shared_prefix, name, getattr(shared_prefix, name))  # undone afterwards
     emulated_gpu.emulate(shared_prefix, release)
     emulated_gpu.calls.clear()
@@ -97,7 +99,7 @@ def test_nothing_waits_in_forward_backward_and_loss(monkeypatch, shape, words):
     emulated_gpu.use_the_kernel(monkeypatch, shared_prefix)
     args = parse_training_arguments(["--model_name_or_path", "m", *words.split()])
     collate = PackedCollator(1, args.score_position == "mean", loss_inputs(args))
-    batch = collate(make_rows(6, 4), [1.0] * 6).to("meta")
+    batch = collate(random_rows(6, 4), [1.0] * 6).to("meta")
     model = empty_model(shape)
     with Counting("meta") as counted:
         model_loss(args, model, batch)[0].backward()
@@ -123,6 +125,6 @@ def test_counting_finds_what_waits():
             waits()
         found.append(counted.waits.total())
     assert found == [1] * 5
-    batch = PackedCollator(1)(make_rows(2, 2), [1.0] * 2)
+    batch = PackedCollator(1)(random_rows(2, 2), [1.0] * 2)
     with pytest.raises(AssertionError, match="takes tensors on"), Counting("meta"):
         empty_model("OPT-350m")(replace(batch.to("meta"), position_ids=batch.position_ids))

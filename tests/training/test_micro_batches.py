@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, OPTConfig
+from transformers import AutoModelForSequenceClassification
 
+from tests.model.test_shared_prefix import tiny_config
 from utils.data.packing import PackedCollator
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import SHARED_PREFIX
@@ -20,7 +21,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def make_rows(lengths):
     rows = []
     for length in lengths:
-        ids = [4 + i % 40 for i in range(length - 2)]
+        ids = [4 + i % 6 for i in range(length - 2)]
         counts = {"shared": length - 2, "tokens": length}
         row = {"input_ids": [[*ids, 2], [*ids, 3]], "answers": [0, 1], "ranks": [0, 1]}
         rows.append({**row, **counts, "answer_starts": [0, 0]})
@@ -68,20 +69,9 @@ class Network(RewardModel):
     """A tiny OPT for so many tokens at most; `seen` has those of each batch."""
 
     def __init__(self, room):
-        config = OPTConfig(
-            vocab_size=50,
-            hidden_size=16,
-            word_embed_proj_dim=16,
-            ffn_dim=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-            num_labels=1,
-            pad_token_id=1,
-        )
         super().__init__(
             AutoModelForSequenceClassification.from_config(
-                config, attn_implementation=SHARED_PREFIX
+                tiny_config("opt"), attn_implementation=SHARED_PREFIX
             )
         )
         self.room, self.seen, self.error = room, [], torch.OutOfMemoryError("CUDA out of memory.")

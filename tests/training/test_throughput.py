@@ -56,7 +56,7 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_of_a_last_layer_that_runs_scored_tokens_alone(monkeypatch, family):
     # Attention in pieces: its products have a name of their own.
-    monkeypatch.setattr(shared_prefix, "_has_varlen_kernel", lambda *_: False)
+    monkeypatch.setattr(shared_prefix, "has_varlen_kernel", lambda *_: False)
     kind, sizes, projections = FAMILIES[family]
     sizes |= {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = kind(vocab_size=50, num_labels=1, pad_token_id=1, **sizes)

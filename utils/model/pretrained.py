@@ -211,6 +211,11 @@ def check_weights(
     return check_headers(path, empty, new_head)
 
 
+def gpu_has_bf16() -> bool:
+    """Whether the GPU computes in bf16 by itself: V100 and T4 only emulate it."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def scoring_dtype(config: PreTrainedConfig, device: torch.device) -> str:
     """The name of the precision to score in: the checkpoint's where the device is fast with it.
 
@@ -220,8 +225,7 @@ def scoring_dtype(config: PreTrainedConfig, device: torch.device) -> str:
         return "fp32"
     names = {dtype: name for name, dtype in DTYPES.items()}
     name = names.get(config.dtype, "fp32")
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return name if name != "bf16" or has_bf16 else "fp32"
+    return name if name != "bf16" or gpu_has_bf16() else "fp32"
 
 
 def empty_model(

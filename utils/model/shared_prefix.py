@@ -100,7 +100,7 @@ def shared_prefix_attention(
             return query.transpose(1, 2), None  # nobody uses it
         key, value = row_keys.kept
 
-    if _has_varlen_kernel(query, value, dropout):
+    if has_varlen_kernel(query, value, dropout):
         return _fused(query, key, value, segments, sliding_window, scaling), None
 
     options = {"scale": scaling, "dropout_p": dropout}
@@ -171,7 +171,7 @@ def _what_packing_breaks(
     return ""
 
 
-def _has_varlen_kernel(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
+def has_varlen_kernel(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
     """Whether FlashAttention, which varlen_attn runs on NVIDIA GPUs from Ampere on, takes these."""
     return (
         query.is_cuda

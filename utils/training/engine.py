@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from utils.model.pretrained import gpu_has_bf16
 from utils.settings import InputError
 from utils.training.optimizer import build_optimizer, build_scheduler, parameter_groups
 from utils.training.settings import TrainingSettings
-from utils.training.throughput import parameter_size
+from utils.training.throughput import count_weights
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -29,12 +30,9 @@ def resolve_precision(
     """
     notes = []
     if args.dtype is None:
-        if device.type == "cpu":
-            dtype = "fp32"
-        else:
-            # V100 and T4 only emulate it.
-            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-            dtype = "bf16" if has_bf16 else "fp16"
+        dtype = "fp32"
+        if device.type != "cpu":
+            dtype = "bf16" if gpu_has_bf16() else "fp16"
         args = replace(args, dtype=dtype)
         notes.append(f"--dtype is not given: {args.dtype} on this {device.type.upper()}")
 
@@ -109,8 +107,7 @@ def build_engine(
     import deepspeed
 
     groups = parameter_groups(model, args)
-    trained = sum(parameter_size(weight) for group in groups for weight in group["params"])
-    config = _with_buffers(config, trained)
+    config = _with_buffers(config, count_weights(model.parameters()).trained)
     optimizer = None if "optimizer" in config else build_optimizer(groups, bool(args.offload))
     scheduler = partial(build_scheduler, args=args, total_steps=total_steps)
     engine, *_ = deepspeed.initialize(

@@ -22,7 +22,7 @@ from utils.model.lora import add_lora, find_layers
 from utils.model.reward_model import RewardModel, check_head, compile_layers
 from utils.settings import InputError
 from utils.training.settings import TrainingSettings
-from utils.training.throughput import parameter_size
+from utils.training.throughput import count_weights
 
 
 def check_model(args: TrainingSettings, config: PreTrainedConfig) -> None:
@@ -131,7 +131,6 @@ def build_model(
     if args.torch_compile:
         compile_layers(model)
 
-    sizes = {p: parameter_size(p) for p in model.parameters()}
-    trained = sum(size for p, size in sizes.items() if p.requires_grad)
-    distributed.log(f"{trained:,} of {sum(sizes.values()):,} parameters train")
+    weights = count_weights(model.parameters())
+    distributed.log(f"{weights.trained:,} of {weights.all:,} parameters train")
     return model

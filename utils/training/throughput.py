@@ -35,6 +35,24 @@ def parameter_size(parameter: nn.Parameter) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
+class Weights(NamedTuple):
+    """Numbers of values: of all weights, and of those that train."""
+
+    all: int
+    trained: int
+
+    @property
+    def flops(self) -> int:
+        """Forward and backward, a token."""
+        return 4 * self.all + 2 * self.trained
+
+
+def count_weights(weights: Iterable[nn.Parameter]) -> Weights:
+    """Count their values."""
+    sizes = [(parameter_size(weight), weight.requires_grad) for weight in weights]
+    return Weights(sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains))
+
+
 class Throughput:
     """Turns counted work into rates, and tells the memory it takes.
 
@@ -59,20 +77,20 @@ class Throughput:
         config = model.model.config
         embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
         looked_up = {p for module in embeddings for p in module.parameters()}
-        self.weights = _products(p for p in model.parameters() if p not in looked_up)
+        self.weights = count_weights(p for p in model.parameters() if p not in looked_up)
         self.layers, self.width = config.num_hidden_layers, config.hidden_size
 
         # Of the last layer, what runs for scored tokens alone: all but keys and values.
-        self.cut = Products(0, 0)
+        self.cut = Weights(0, 0)
         self.is_cut = ends_only and model.cuts_last_layer
         if self.is_cut:
             heads = config.num_attention_heads
             key_heads = getattr(config, "num_key_value_heads", None) or heads
             head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
             of_keys = 2 * key_heads * head_width * config.hidden_size
-            last = _products(last_layer(model.backbone).parameters())
+            last = count_weights(last_layer(model.backbone).parameters())
             share = 1 - of_keys / last.all
-            self.cut = Products(round(last.all * share), round(last.trained * share))
+            self.cut = Weights(round(last.all * share), round(last.trained * share))
 
         self.device = device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
@@ -113,20 +131,3 @@ class Throughput:
         if self.peak:
             rates["mfu"] = self.flops(work, answers) / seconds / self.peak
         return rates
-
-
-class Products(NamedTuple):
-    """Numbers of weights that multiply activations: all, and those that train."""
-
-    all: int
-    trained: int
-
-    @property
-    def flops(self) -> int:
-        """Forward and backward, a token."""
-        return 4 * self.all + 2 * self.trained
-
-
-def _products(weights: Iterable[nn.Parameter]) -> Products:
-    sizes = [(parameter_size(weight), weight.requires_grad) for weight in weights]
-    return Products(sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains))
