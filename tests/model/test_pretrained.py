@@ -229,7 +229,6 @@ def test_embeddings_grow_for_a_new_padding_token(llama_tokenizer, tmp_path):
 
 def test_dropout_is_set_everywhere(opt_model):
     config = pretrained.load_config(str(opt_model))
-    pretrained.set_dropout(config, None)
     assert config.dropout == 0.1
     pretrained.set_dropout(config, 0.3)
     assert (config.dropout, config.attention_dropout) == (0.3, 0.3)

@@ -223,6 +223,14 @@ def test_a_state_of_another_run_is_refused(arguments, capsys):
             resume.check(RunIdentity({**RUN, name: value}, 4, {}))
 
 
+def test_the_models_own_dropout_of_an_earlier_version_is_not_dropped(arguments):
+    folder = save(arguments(), 3, run={**RUN, "--dropout": None})
+    resume = Resume(arguments("--resume_from_checkpoint", folder), CPU)
+    resume.check(RunIdentity({**RUN, "--dropout": "model"}, 4, {}))
+    with pytest.raises(InputError, match="with --dropout model, but this run has 0.0"):
+        resume.check(RunIdentity({**RUN, "--dropout": 0.0}, 4, {}))
+
+
 def test_what_trains_otherwise_from_here_on_is_said(arguments, capsys):
     args = arguments("--resume_from_checkpoint", "latest")
     folder = save(args, 3, flags={"--max_steps": 100, "--max_seq_len": 64})

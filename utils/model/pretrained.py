@@ -265,9 +265,9 @@ def new_model(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreT
     )
 
 
-def set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
-    """Set every dropout probability of a config; None leaves the model's own."""
-    for name, value in list(vars(config).items()) if dropout is not None else ():
+def set_dropout(config: PreTrainedConfig, dropout: float) -> None:
+    """Set every dropout probability of a config."""
+    for name, value in list(vars(config).items()):
         is_switch = isinstance(value, bool)  # ESM's token_dropout
         if ("dropout" in name or name.endswith("pdrop")) and not is_switch:
             setattr(config, name, dropout)

@@ -19,7 +19,7 @@ import torch
 from utils import distributed
 from utils.output.files import write_whole
 from utils.settings import InputError
-from utils.training.settings import StateSettings, TrainingSettings
+from utils.training.settings import OWN_DROPOUT, StateSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -236,4 +236,6 @@ def _read_state(folder: Path) -> tuple[Checkpoint, dict[str, int]]:
     """A training state, and the sizes of its files."""
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     files, progress = state.pop("files"), Progress(**state.pop("progress"))
+    if state["run"].get("--dropout", 0) is None:  # as earlier versions said it
+        state["run"]["--dropout"] = OWN_DROPOUT
     return Checkpoint(folder, progress, **state), files

@@ -1,5 +1,6 @@
 """The command line of main.py, in groups, and what can be checked in it alone."""
 
+import argparse
 from dataclasses import MISSING, dataclass, replace
 from importlib.util import find_spec
 
@@ -44,6 +45,21 @@ REMOVED = {
 # What another value means to a run that goes on.
 LENGTH = "the learning rate follows the schedule of the new length"
 
+OWN_DROPOUT = "model"  # instead of a probability
+
+
+def dropout_type(text: str) -> float | str:
+    """The type of --dropout: a probability, or OWN_DROPOUT.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    try:
+        return text if text == OWN_DROPOUT else float(text)
+    except ValueError as error:
+        expected = f"expected a probability or {OWN_DROPOUT}"
+        raise argparse.ArgumentTypeError(f"{text!r}; {expected}") from error
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings(Settings):
@@ -62,20 +78,22 @@ class ModelSettings(Settings):
         "the values over the answer",
         choices=("end", "first_pad", "mean"),
     )
-    dropout: float | None = flag(
-        None,
-        "dropout probability everywhere (default: the model's)",
+    dropout: float | str = flag(
+        0.0,
+        f"dropout probability everywhere; {OWN_DROPOUT}: what the model's config says",
+        type=dropout_type,
+        metavar="X",
         also={
             "--disable_dropout": (
                 0.0,
-                "the same as --dropout 0, for early DeepSpeed-Chat command lines",
+                "the same as --dropout 0, for DeepSpeed-Chat command lines",
             )
         },
     )
     trust_remote_code: bool = remote_code_flag()
 
     def _check(self) -> None:
-        if self.dropout is not None and not self.dropout < 1:
+        if self.dropout != OWN_DROPOUT and not self.dropout < 1:
             raise InputError(f"--dropout is {self.dropout}; it must be from 0 to less than 1")
 
 
