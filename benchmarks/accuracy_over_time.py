@@ -25,6 +25,7 @@ import torch
 import transformers
 
 from benchmarks.contestants import explode
+from benchmarks.quality import mean_and_interval
 from utils.data.cache import load_source
 from utils.data.packing import make_collator
 from utils.data.sampling import Grouping, evaluation_plan
@@ -41,7 +42,6 @@ CURVES = {
     "packed": ("packed, 11 answers ranked", {"color": DARK, "marker": "o"}),
     "TRL": ("TRL, exploded pairs", {"color": ACCENT, "marker": "^", "linestyle": "--"}),
 }
-T_VALUE = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 97.5 % of Student's t, by number of seeds
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -238,10 +238,8 @@ def best_so_far(curve: list[dict]) -> list[float]:
 
 def line_of(name: str, seconds: float, values: list[float]) -> str:
     """A row of the table."""
-    mean = statistics.mean(values)
-    half = T_VALUE[len(values)] * statistics.stdev(values) / len(values) ** 0.5
     each = ", ".join(f"{value:.4f}" for value in values)
-    return f"| {name} | {seconds:.0f} | {mean:.4f} ± {half:.4f} | {each} |\n"
+    return f"| {name} | {seconds:.0f} | {mean_and_interval(values, '.4f')} | {each} |\n"
 
 
 def draw(results: list[dict], path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from utils import distributed
 from utils.data.comparison import ranked_pairs
 from utils.data.packing import PackedCollator, PaddedCollator
+from utils.model import pretrained
 from utils.model.reward_model import RewardModel
 from utils.model.shared_prefix import SHARED_PREFIX
 from utils.training.engine import build_engine, deepspeed_config
@@ -20,13 +21,35 @@ from utils.training.settings import parse_training_arguments
 from utils.training.throughput import Throughput
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PACKED, PADDED_KEPT = "packed", "padded to the longest, memory kept"
-LAYOUTS = ("padded to the maximum", "padded to the longest", PADDED_KEPT, PACKED)
+PACKED, UNSHARED = "packed", "packed, nothing shared"
+PADDED_KEPT = "padded to the longest, memory kept"
+LAYOUTS = ("padded to the maximum", "padded to the longest", PADDED_KEPT, UNSHARED, PACKED)
 TRL = "TRL RewardTrainer"
 
 
-def make_model(args, work, attention: str | None = None):
-    """A model of the wanted shape with random weights and a scalar head."""
+def make_model(args, work, layout: str = "padded") -> RewardModel:
+    """That of --model with a new head, or one of the wanted shape with random weights."""
+    transformers.set_seed(0)
+    if args.model:
+        config = pretrained.load_config(args.model)
+        options = {"layout": layout, "new_head": True}
+        return pretrained.load_model(args.model, config, work["tokenizer"], **options)[0]
+
+    attention = SHARED_PREFIX if layout == "packed" else None
+    return RewardModel(
+        transformers.AutoModelForSequenceClassification.from_config(
+            make_config(args, work), attn_implementation=attention
+        )
+    )
+
+
+def make_config(args, work):
+    """The config of that model."""
+    return pretrained.load_config(args.model) if args.model else shape_config(args, work)
+
+
+def shape_config(args, work):
+    """The config of a model of the wanted shape."""
     shape = {
         "vocab_size": work["vocabulary"],
         "pad_token_id": work["pad_token_id"],
@@ -39,16 +62,11 @@ def make_model(args, work, attention: str | None = None):
 
     if args.family == "opt":
         width = {"word_embed_proj_dim": args.hidden_size, "ffn_dim": 4 * args.hidden_size}
-        config = transformers.OPTConfig(**shape, **width, dropout=0.0)
-    else:
-        heads = max(1, args.hidden_size // 256)
-        width = {"intermediate_size": 4 * args.hidden_size, "num_key_value_heads": heads}
-        config = transformers.LlamaConfig(**shape, **width)
+        return transformers.OPTConfig(**shape, **width, dropout=0.0)
 
-    transformers.set_seed(0)
-    return transformers.AutoModelForSequenceClassification.from_config(
-        config, attn_implementation=attention
-    )
+    heads = max(1, args.hidden_size // 256)
+    width = {"intermediate_size": 4 * args.hidden_size, "num_key_value_heads": heads}
+    return transformers.LlamaConfig(**shape, **width)
 
 
 def contest(args, name: str, work: dict, pipe) -> None:
@@ -66,7 +84,8 @@ def contest(args, name: str, work: dict, pipe) -> None:
 
 def run_layout(args, name: str, work: dict, pipe) -> None:
     """Train with DeepSpeed as main.py does, in one of our layouts."""
-    if name in (PACKED, PADDED_KEPT):
+    is_packed = name in (PACKED, UNSHARED)
+    if is_packed or name == PADDED_KEPT:
         distributed.keep_freed_memory()
 
     device = distributed.initialize()
@@ -78,15 +97,17 @@ def run_layout(args, name: str, work: dict, pipe) -> None:
     }
     training = parse_training_arguments([f"--{name}={value}" for name, value in flags.items()])
 
-    model = RewardModel(make_model(args, work, SHARED_PREFIX if name == PACKED else None))
+    model = make_model(args, work, "packed" if is_packed else "padded")
     engine = build_engine(model, deepspeed_config(training, 1), training, 10 * args.rounds)
     engine.train()
-    layout = PackedCollator if name == PACKED else PaddedCollator
+    layout = PackedCollator if is_packed else PaddedCollator
     collate = layout(work["pad_token_id"])
     throughput = Throughput(engine.module, device, args.dtype, 1, ends_only=collate.ends_only)
 
     def step(number: int) -> dict:
         rows = batch_of(work["rows"], number, args.batch_size)
+        if name == UNSHARED:
+            rows = [{**row, "shared": 0} for row in rows]
         batch = collate(rows, [1 / len(rows)] * len(rows))
         if name == "padded to the maximum":
             batch = pad_to(batch, args.max_seq_len, work["pad_token_id"])
@@ -173,7 +194,7 @@ def run_trl(args, work: dict, pipe) -> None:
             disable_tqdm=True,
         )
         RewardTrainer(
-            model=make_model(args, work),
+            model=make_model(args, work).model,
             args=config,
             train_dataset=datasets.Dataset.from_list([p for b in batches for p in b + b]),
             processing_class=work["tokenizer"],

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.contestants import make_model
+from benchmarks.contestants import shape_config
 from utils import distributed
 from utils.data.comparison import Comparison
 from utils.data.packing import make_collator
@@ -79,7 +79,9 @@ def prepare(args, folder: Path) -> list[list]:
     source = args.tokenizer or str(folder / "demo" / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     work = {"vocabulary": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    make_model(args, work).save_pretrained(folder / "model")
+    transformers.set_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(shape_config(args, work))
+    model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
 
     path = args.data_path or str(folder / "demo" / "data" / "test.jsonl")

@@ -1,14 +1,17 @@
 """Time and memory of a training step: padded to the maximum, padded to the longest, and packed.
 
     python benchmarks/throughput.py
+    python benchmarks/throughput.py --model SMOLLM2 --batch_size 4 --peer_batch_size 4 --peer trl
     python benchmarks/throughput.py --tokenizer facebook/opt-350m --data_path comparisons.jsonl \
         --family llama --hidden_size 2048 --num_layers 16 --dtype bf16 --peer trl
 
-A model of the given shape with random weights takes full training steps (forward, backward,
-clipping, AdamW) on the same random batches in each layout. Every contestant lives in a process of
-its own, and they run in turn: what else the machine does hits all of them alike. On a CPU main.py
-keeps the memory that tensors free. The padded layouts stand for other trainers, which do not;
-a line more shows the padded layout with it, so that what the layout gains can be seen by itself.
+A model of the given shape with random weights, or that of --model, takes full training steps
+(forward, backward, clipping, AdamW) on the same random batches in each layout. Every contestant
+lives in a process of its own, and they run in turn: what else the machine does hits all of them
+alike. On a CPU main.py keeps the memory that tensors free. The padded layouts stand for other
+trainers, which do not; a line more shows the padded layout with it, so that what the layout gains
+can be seen by itself. "packed, nothing shared" has a prompt for each answer, as OpenRLHF's
+--packing_samples.
 `--peer trl` adds TRL's RewardTrainer, its own loop and collator, where trl is installed; it gets
 ranked data exploded into pairs, since it takes no others.
 """
@@ -39,13 +42,14 @@ from benchmarks.contestants import (
     PADDED_KEPT,
     TRL,
     contest,
-    make_model,
+    make_config,
     synchronize,
 )
 from utils.data.cache import load_source
 from utils.data.sources.names import Source
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 from utils.demo import write_demo
+from utils.model import pretrained
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,7 +60,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--data_path", help="comparisons, in any layout that main.py takes (default: the demo's)")
-    add("--tokenizer", help="folder or hub name (default: the demo's)")
+    add("--model", help="folder or hub name, in the place of a shape (default: random weights)")
+    add("--tokenizer", help="folder or hub name (default: the model's, or the demo's)")
     add("--family", choices=("opt", "llama"), default="opt", help="of the model")
     add("--hidden_size", type=int, default=256, help="width; the MLP is four times as wide")
     add("--num_layers", type=int, default=4, help="decoder layers")
@@ -64,19 +69,32 @@ def parse_arguments() -> argparse.Namespace:
     add("--peer_batch_size", type=int, default=16, help="pairs in a step of the peer")
     add("--max_seq_len", type=int, default=512, help="tokens of prompt and answer")
 
+    add(
+        "--layouts",
+        nargs="+",
+        choices=LAYOUTS,
+        default=LAYOUTS,
+        metavar="LAYOUT",
+        help=f"some of {', '.join(LAYOUTS)}; a large model needs memory for each at a time",
+    )
     add("--dtype", choices=tuple(DTYPES), default="fp32", help="precision")
     add("--rounds", type=int, default=5, help="measured steps of each contestant")
     add("--peer", choices=("trl",), help="another trainer to time in the same run")
     add("--threads", type=int, help="CPU threads of each contestant (default: torch's)")
     add("--output", help="JSON file for all figures")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if PACKED not in args.layouts:
+        parser.error(f"--layouts needs {PACKED}, which the others are compared with")
+    return args
 
 
 def main(args) -> None:
     """Tokenise once, let the contestants run in turn, print the table."""
-    names = [*LAYOUTS, TRL] if args.peer else list(LAYOUTS)
-    if torch.cuda.is_available():
+    names = [name for name in LAYOUTS if name in args.layouts]
+    if torch.cuda.is_available() and PADDED_KEPT in names:
         names.remove(PADDED_KEPT)  # there all of them keep it
+    if args.peer:
+        names.append(TRL)
 
     with tempfile.TemporaryDirectory() as folder:
         work = prepare(args, Path(folder))
@@ -119,12 +137,12 @@ def take_turns(args, names: list[str], work: dict) -> list[dict]:
 
 def prepare(args, folder: Path) -> dict:
     """Tokenised comparisons of all rounds, in random order."""
-    tokenizer_path = args.tokenizer
-    if args.tokenizer is None or args.data_path is None:
+    tokenizer_path = args.tokenizer or args.model
+    if tokenizer_path is None or args.data_path is None:
         write_demo(folder / "demo")
-        tokenizer_path = args.tokenizer or str(folder / "demo" / "model")
+        tokenizer_path = tokenizer_path or str(folder / "demo" / "model")
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_path)
+    tokenizer = pretrained.load_tokenizer(tokenizer_path)
     end_token, _ = prepare_tokenizer(tokenizer, add_eot_token=False)
     encoder = ComparisonTokenizer(tokenizer, TextSettings(end_token, args.max_seq_len))
 
@@ -146,8 +164,8 @@ def matmul_rate(args, work: dict, tokens: int) -> float:
     if args.threads:
         torch.set_num_threads(args.threads)
     with torch.device("meta"):
-        model = make_model(args, work)
-    decoder = model.model.decoder if args.family == "opt" else model.model
+        model = transformers.AutoModel.from_config(make_config(args, work))
+    decoder = getattr(model, "decoder", model)
     flops = seconds = 0.0
 
     for linear in decoder.layers[0].modules():
@@ -255,8 +273,9 @@ def machine() -> dict:
 def describe(args, work: dict) -> str:
     """One line on what was measured."""
     answers = statistics.mean(len(row["input_ids"]) for row in work["rows"])
+    model = args.model or f"{args.family} of {args.num_layers} layers, width {args.hidden_size}"
     return (
-        f"{args.family} of {args.num_layers} layers, width {args.hidden_size}, {args.dtype}; "
+        f"{model}, {args.dtype}; "
         f"{args.batch_size} comparisons a step of {answers:.1f} answers, at most "
         f"{args.max_seq_len} tokens; medians of {args.rounds} rounds; {machine()}"
     )

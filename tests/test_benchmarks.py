@@ -1,6 +1,7 @@
 """The benchmarks run; what they measure is for people to read."""
 
 import json
+import shutil
 import sys
 import time
 
@@ -8,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import consumers, servers
+from benchmarks import consumers, quality, servers
 from benchmarks.accuracy_over_time import accuracy_at, tabulate
 from tests.conftest import flags, run_command, save_language_model
 from tests.forking import run_program
@@ -24,11 +25,11 @@ def test_throughput_runs_the_layouts_on_the_same_comparisons(tmp_path):
     assert done.returncode == 0, done.stderr
     figures = json.loads(output.read_text())
     for number, results in enumerate(figures["rounds"]):
-        maximum, longest, kept, packed = results.values()
+        maximum, longest, kept, unshared, packed = results.values()
         assert {result["comparisons"] for result in results.values()} == {3}
         assert maximum["tokens"] == 2 * 3 * 256
         assert maximum["tokens"] > longest["tokens"] > packed["tokens"] > 0, number
-        assert kept["tokens"] == longest["tokens"]
+        assert kept["tokens"] == longest["tokens"] > unshared["tokens"] > packed["tokens"]
         assert maximum["model_flops"] > packed["model_flops"] > 0
     for name, line in figures["summary"].items():
         assert f"| {name} | {line['seconds_per_step']:.2f} |" in done.stdout
@@ -59,6 +60,52 @@ def test_table_of_accuracies_has_means_and_intervals():
     assert lines[3].startswith("| TRL, after one epoch | 90 | 0.7200 ± 0.0248 |")
     assert "| TRL, after 100% of packed's time | 10 | 0.5000 ± 0.0000 |" in tabulate(results)
     assert lines[-1] == "TRL's best evaluation, mean of the seeds: 0.7200"
+
+
+def test_quality_trains_each_seed_once_and_tabulates_the_seeds(workspace, tmp_path):
+    output = tmp_path / "quality.jsonl"
+    words = (
+        *("--model", workspace / "model", "--name", "tiny", "--batch_size", 8, "--seeds", 1, 2),
+        *("--data_path", workspace / "train.jsonl", "--eval_data_path", workspace / "eval.jsonl"),
+        *("--more", workspace / "eval.jsonl", "--flags=--max_steps 2"),
+        *("--max_seq_len", 256),
+        *("--folder", tmp_path / "runs", "--output", output),
+    )
+    done = run_command("python", "benchmarks/quality.py", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    lines = quality.read_lines(output)
+    assert [line["seed"] for line in lines] == [1, 2]
+    for line in lines:
+        (_, first, _), (seconds, accuracy, loss) = line["curve"]
+        assert (accuracy, loss) == pytest.approx((line["accuracy"], line["loss"]), abs=1e-6)
+        assert 0 < first < 1 and seconds == line["seconds"] > 0
+        assert line["more"] == {"eval": {name: line[name] for name in line["more"]["eval"]}}
+    assert lines[0]["loss"] != lines[1]["loss"]
+    mean = sum(line["accuracy"] for line in lines) / 2
+    flags_ = "--per_device_train_batch_size 8 --max_steps 2"
+    assert f"| tiny | main.py | 2e-05 | {flags_} | 2 | {mean:.3f} ± " in done.stdout
+
+    shutil.rmtree(tmp_path / "runs")
+    done = run_command("python", "benchmarks/quality.py", *words)
+    assert done.returncode == 0 and not (tmp_path / "runs").exists()
+    assert done.stdout == (tmp_path / "quality.md").read_text() + "\n"
+
+
+def test_table_of_quality_has_a_row_for_runs_that_differ_in_the_seed_alone():
+    common = {"data": "d", "flags": "", "accuracy_low": 0.5, "accuracy_high": 0.9, "loss": 0.6}
+    common |= {"ece": 0.1, "seconds": 1200.0, "peak_gib": 8.0}
+    lines = [
+        {**common, "trainer": trainer, "learning_rate": 1e-5, "seed": seed, "accuracy": accuracy}
+        for trainer, accuracies in (("main.py", (0.6, 0.7, 0.8)), ("TRL", (0.5,)))
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    trl, ours = quality.tabulate(lines).splitlines()[2:]
+    # Student's t with 2 degrees of freedom: 4.303 * 0.1 / sqrt(3).
+    assert ours.startswith("| d | main.py | 1e-05 |  | 3 | 0.700 ± 0.248 | 0.500 to 0.900 | 0.600")
+    assert (
+        trl == "| d | TRL | 1e-05 |  | 1 | 0.500 | 0.500 to 0.900 | 0.600 | 0.100 | 1,200 | 8.0 |"
+    )
 
 
 @pytest.fixture

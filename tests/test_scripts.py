@@ -100,6 +100,7 @@ FAMILIES = {
     "opt": ("opt", "opt_tokenizer", {}),
     "llama": ("llama", "llama_tokenizer", {}),
     "qwen": ("qwen2", "qwen_tokenizer", SIZES["llama"]),
+    "smollm2": ("llama", "qwen_tokenizer", {}),  # ChatML too
     "pythia": ("gpt_neox", "gpt2_tokenizer", {**NEOX, "num_hidden_layers": 2}),
     "bloom": ("bloom", "bloom_tokenizer", {"hidden_size": 32, "n_layer": 2, "n_head": 2}),
 }
@@ -182,11 +183,14 @@ PLANS = {
     "pythia/single_node/run_6.9b.sh": (8, 3),
     "qwen/single_gpu/run_0.5b.sh": (64, 0),
     "qwen/single_node/run_7b.sh": (32, 3),
+    "smollm2/single_gpu/run_1.7b.sh": (64, 0),
+    "smollm2/single_gpu/run_135m.sh": (64, 0),
 }
 TESTED_ALONE = {
     "opt/multi_node/run_350m_no_ssh.sh",
     "opt/multi_node/run_350m_slurm.sh",
-    "opt/cpu/run_tiny.sh",  # in data/test_demo.py
+    "opt/cpu/run_tiny.sh",  # in test_demo.py
+    "smollm2/cpu/run_135m.sh",  # in test_smollm2.py
     "opt/single_node/sweep/run_sweep.sh",  # in test_sweep.py
 }
 # Of a place: its GPUs, and what the launcher is told.
@@ -225,7 +229,7 @@ def test_script_resolves(prepare, pretend, tmp_path, monkeypatch, capsys, name):
     is_padded = name.startswith("bloom")
     assert f'"batch_layout": "{"padded" if is_padded else "packed"}"' in output
     assert ("batches are padded: bloom does not let its attention" in output) == is_padded
-    assert ("<|im_start|>user" in output) == name.startswith("qwen")
+    assert ("<|im_start|>user" in output) == name.startswith(("qwen", "smollm2"))
     assert os.listdir(tmp_path / "out") == ["training.log"]
 
 

@@ -44,6 +44,28 @@ train() {
         { trap '' INT TERM; exec tee -a "$OUTPUT/${TRAINING_LOG:-training.log}"; }
 }
 
+# train_and_score MODEL DATA FLAGS: on a CPU, main.py with a script's model, data and flags, then
+# rw_eval.py with what came out of it: its built-in prompts, and the test file of the data.
+# DEMO is where the script has put what it wrote.
+train_and_score() {
+    local model="$1" data="$2"
+    shift 2
+    python "$ROOT/main.py" --model_name_or_path "$model" --data_path "$data" \
+        --data_output_path "$DEMO/cache" "$@" \
+        --zero_stage "$ZERO_STAGE" --seed "$SEED" --output_dir "$OUTPUT" --overwrite_output_dir \
+        ${FLAGS[@]+"${FLAGS[@]}"}
+    python "$ROOT/rw_eval.py" --model_name_or_path "$OUTPUT"
+    python "$ROOT/rw_eval.py" --model_name_or_path "$OUTPUT" --data_path "$data" \
+        --output_dir "$OUTPUT/evaluation" --overwrite_output_dir
+    echo
+    echo "The reward model is in      $OUTPUT"
+    echo "Its curves are in           $OUTPUT/training_curves.png"
+    echo "Its metrics are in          $OUTPUT/metrics.jsonl"
+    echo "Report on unseen prompts    $OUTPUT/evaluation/report.md"
+    echo "Model and data              $model, $data"
+    echo "Score your own              $(command -v python) $ROOT/rw_eval.py --model_name_or_path $OUTPUT --prompt ... --response ..."
+}
+
 # The launchers. Each gets main.py and its flags behind.
 MASTER_PORT="${MASTER_PORT:-29500}"
 HOSTFILE="${HOSTFILE:-$ROOT/training_scripts/opt/multi_node/hostfile}"

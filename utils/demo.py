@@ -1,6 +1,6 @@
 """The demo: a tiny OPT, its tokenizer and a set of comparisons, made without any download.
 
-    python -m utils.demo FOLDER [--seed N]
+    python -m utils.demo FOLDER [--seed N] [--messages]
 
 The same seed always gives the same bytes. The better answer of a comparison informs; the worse
 one has one of four flaws, which "source" names. What answers say stands in demo_facts.tsv, where
@@ -11,14 +11,17 @@ import argparse
 import json
 import math
 import random
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from utils.output.files import whole_folder
 
 if TYPE_CHECKING:  # slow to import
     from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 ROWS = {"train": 3000, "test": 400}
+MESSAGES = {"train": 320, "test": 128}  # of these, where a large model is to train on a CPU
 FLAWS = {"evades": 0.3, "repeats": 0.28, "off_topic": 0.14, "breaks_off": 0.28}  # shares
 VOCABULARY = 1200  # so small that rare words fall into pieces here as they do for unseen topics
 
@@ -246,28 +249,49 @@ def make_model(seed: int) -> "OPTForCausalLM":
     return model
 
 
-def _fill_folder(folder: Path, seed: int) -> None:
-    rows = make_rows(sum(ROWS.values()), random.Random(seed))
-    train = rows[: ROWS["train"]]
-    (folder / "data").mkdir(parents=True)
-    for name, part in ("train", train), ("test", rows[len(train) :]):
+def as_messages(row: dict[str, str]) -> dict[str, object]:
+    """A row whose prompt and answers are chat messages."""
+    question = row["prompt"].removeprefix("\n\nHuman: ").removesuffix("\n\nAssistant:")
+    answers = {
+        name: [{"role": "assistant", "content": row[name].strip()}]
+        for name in ("chosen", "rejected")
+    }
+    return {"prompt": [{"role": "user", "content": question}], **answers, "source": row["source"]}
+
+
+def _write_rows(rows: dict[str, Sequence[dict]], folder: Path) -> None:
+    folder.mkdir()
+    for name, part in rows.items():
         text = "".join(json.dumps(row) + "\n" for row in part)
-        (folder / "data" / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    texts = [row["prompt"] + row[key] for row in train for key in ("chosen", "rejected")]
-    train_tokenizer(texts).save_pretrained(folder / "model")
-    make_model(seed).save_pretrained(folder / "model")
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
-def write_demo(folder: Path, seed: int = 0) -> None:
-    """Write the demo into the folder at one stroke, unless it holds one; else it must be empty."""
+def write_demo(folder: Path, seed: int = 0, messages: bool = False) -> None:
+    """Write the demo into the folder at one stroke, unless it holds one; else it must be empty.
+
+    Args:
+        folder: gets model/ and data/.
+        seed: another one, another demo.
+        messages: write MESSAGES of its comparisons as chat messages, without a model.
+    """
     folder = Path(folder).absolute()
-    if (folder / "model/config.json").is_file() and (folder / "data/test.jsonl").is_file():
+    has_model = messages or (folder / "model/config.json").is_file()
+    if has_model and (folder / "data/test.jsonl").is_file():
         print(f"{folder} already holds a demo, which is left as it is")
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        _fill_folder(Path(scratch) / "demo", seed)
-        (Path(scratch) / "demo").rename(folder)
+
+    rows = make_rows(sum(ROWS.values()), random.Random(seed))
+    train, test = rows[: ROWS["train"]], rows[ROWS["train"] :]
+    with whole_folder(folder) as partial:
+        if messages:
+            chats = {"train": train[: MESSAGES["train"]], "test": test[: MESSAGES["test"]]}
+            chats = {name: list(map(as_messages, part)) for name, part in chats.items()}
+            _write_rows(chats, partial / "data")
+        else:
+            _write_rows({"train": train, "test": test}, partial / "data")
+            texts = [row["prompt"] + row[key] for row in train for key in ("chosen", "rejected")]
+            train_tokenizer(texts).save_pretrained(partial / "model")
+            make_model(seed).save_pretrained(partial / "model")
     print(f"wrote the demo to {folder}")
 
 
@@ -275,4 +299,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write a tiny OPT and comparisons to train on.")
     parser.add_argument("folder", type=Path, help="where to write model/ and data/")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another demo")
+    parser.add_argument(
+        "--messages", action="store_true", help="some of the comparisons as chat messages, no model"
+    )
     write_demo(**vars(parser.parse_args()))

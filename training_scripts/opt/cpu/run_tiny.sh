@@ -13,34 +13,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../environment.sh"
 read_arguments output/opt-tiny 0 "$@"
 DEMO="${DEMO:-output/demo}"
-MODEL="${MODEL:-$DEMO/model}"
-DATA="${DATA:-$DEMO/data}"
 SEED="${SEED:-1234}"
 {
     DS_ACCELERATOR=cpu PYTHONPATH="$ROOT" python -m utils.demo "$DEMO"
-    python "$ROOT/main.py" \
-        --model_name_or_path "$MODEL" \
-        --data_path "$DATA" \
-        --data_output_path "$DEMO/cache" \
-        --per_device_train_batch_size 32 \
-        --per_device_eval_batch_size 64 \
-        --max_seq_len 256 \
-        --learning_rate 1e-3 \
-        --num_train_epochs 3 \
-        --warmup_ratio 0.05 \
-        --eval_interval 50 \
-        --zero_stage "$ZERO_STAGE" \
-        --seed "$SEED" \
-        --output_dir "$OUTPUT" --overwrite_output_dir \
-        ${FLAGS[@]+"${FLAGS[@]}"}
-    python "$ROOT/rw_eval.py" --model_name_or_path "$OUTPUT"
-    python "$ROOT/rw_eval.py" --model_name_or_path "$OUTPUT" --data_path "$DATA" \
-        --output_dir "$OUTPUT/evaluation" --overwrite_output_dir
-    echo
-    echo "The reward model is in      $OUTPUT"
-    echo "Its curves are in           $OUTPUT/training_curves.png"
-    echo "Its metrics are in          $OUTPUT/metrics.jsonl"
-    echo "Report on unseen prompts    $OUTPUT/evaluation/report.md"
-    echo "Model and data of the demo  $DEMO"
-    echo "Score your own              $(command -v python) $ROOT/rw_eval.py --model_name_or_path $OUTPUT --prompt ... --response ..."
+    train_and_score "${MODEL:-$DEMO/model}" "${DATA:-$DEMO/data}" \
+        --per_device_train_batch_size 32 --per_device_eval_batch_size 64 --max_seq_len 256 \
+        --learning_rate 1e-3 --num_train_epochs 3 --warmup_ratio 0.05 --eval_interval 50
 } 2>&1 | tee -i -a "$OUTPUT/training.log"

@@ -1,0 +1,137 @@
+"""Whole programs beside each other: main.py, and TRL's own script, as their users start them.
+
+    python benchmarks/programs.py --tokenizer facebook/opt-350m --data_path PAIRS \
+        --eval_data_path PAIRS --hidden_size 512 --num_layers 4
+
+Both train a random model of the given shape for an epoch of the same pairs and evaluate it on the
+same others: main.py before and after, as it always does, TRL after. Imports, tokenising, loading,
+saving and main.py's checks of the saved model count. Needs trl. A round is one run of each.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import datasets
+import transformers
+
+from benchmarks.contestants import shape_config
+from benchmarks.throughput import machine
+
+ROOT = Path(__file__).parents[1]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Time main.py and TRL's reward script as whole programs, in turn.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--tokenizer", required=True, help="folder or hub name")
+    add("--data_path", required=True, help="JSON lines of chosen and rejected, to train on")
+    add("--eval_data_path", required=True, help="the same, to evaluate on")
+    add("--family", choices=("opt", "llama"), default="opt", help="of the model")
+    add("--hidden_size", type=int, default=512, help="width; the MLP is four times as wide")
+    add("--num_layers", type=int, default=4, help="decoder layers")
+    add("--batch_size", type=int, default=16, help="pairs a step")
+    add("--max_seq_len", type=int, default=512, help="tokens of prompt and answer")
+    add("--rounds", type=int, default=5, help="runs of each program")
+    add("--output", help="JSON file for all figures")
+    return parser.parse_args()
+
+
+def main(args) -> None:
+    """Write model and data, let the programs run in turn, print the table."""
+    rounds = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        prepare(args, place)
+        for number in range(args.rounds):
+            rounds.append(
+                {
+                    name: seconds_of(command)
+                    for name, command in commands(args, place, number).items()
+                }
+            )
+            steps = Path(place, f"ours{number}", "metrics.jsonl").read_text(encoding="utf-8")
+            lines = [json.loads(line) for line in steps.splitlines()]
+            rounds[-1]["of it, in steps"] = [ln["seconds"] for ln in lines if "seconds" in ln][-1]
+            print(rounds[-1], flush=True)
+
+    ratios = [one["TRL"] / one["main.py"] for one in rounds]
+    print(f"\n{args.rounds} rounds, {machine()}\n\n| | s |\n|---|---|")
+    for name in rounds[0]:
+        print(f"| {name} | {statistics.median(one[name] for one in rounds):.1f} |")
+    print(f"\nmain.py is faster by {statistics.median(ratios):.2f} (the median of the rounds)")
+    if args.output:
+        figures = {"arguments": vars(args), "machine": machine(), "rounds": rounds}
+        Path(args.output).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def prepare(args, folder: Path) -> None:
+    """Write the model, and the pairs in files that both programs find."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.tokenizer)
+    work = {"vocabulary": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    transformers.set_seed(0)
+    config = shape_config(args, work)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+
+    for name, path in (("train", args.data_path), ("test", args.eval_data_path)):
+        pairs = datasets.load_dataset("json", data_files=path, split="train")
+        pairs.to_json(folder / "data" / f"{name}.jsonl")
+
+
+def commands(args, folder: Path, number: int) -> dict[str, list]:
+    """The two command lines."""
+    common = {
+        "model_name_or_path": folder / "model",
+        "per_device_train_batch_size": args.batch_size,
+        "learning_rate": 5e-5,
+        "seed": number,
+    }
+    ours = {
+        "data_path": folder / "data",
+        "max_seq_len": args.max_seq_len,
+        "data_output_path": folder / f"cache{number}",
+        "output_dir": folder / f"ours{number}",
+    }
+    trl = {
+        "dataset_name": folder / "data",
+        "max_length": args.max_seq_len,
+        "num_train_epochs": 1,
+        "eval_strategy": "epoch",
+        "output_dir": folder / f"trl{number}",
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,  # its default, far slower on a CPU
+        "gradient_checkpointing": False,  # its default trades a third more time for memory
+    }
+
+    def words(flags: dict) -> list[str]:
+        return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+    return {
+        "main.py": [sys.executable, ROOT / "main.py", *words(common | ours)],
+        "TRL": [sys.executable, "-m", "trl.scripts.reward", *words(common | trl)],
+    }
+
+
+def seconds_of(command: list) -> float:
+    """How long a command takes."""
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return round(time.perf_counter() - started, 2)
+
+
+if __name__ == "__main__":
+    main(parse_arguments())
