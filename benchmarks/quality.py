@@ -4,10 +4,10 @@
         --data_path TRAIN --eval_data_path EVAL --peer trl
 
 For each seed the model gets a new head; main.py trains an epoch from there, and with --peer trl so
-does TRL's RewardTrainer (trl_trainer.py), whose model is also looked at after the time that main.py
-has taken. rw_eval.py scores all of them. Every finished run is a line of --output, and is not run
-again: the command can be cut at any time and goes on where it was, main.py in mid-epoch. The table
-of all lines is printed, and stands beside them as .md.
+does TRL's RewardTrainer (trl_trainer.py), whose model is also looked at on the way, above all after
+the time that main.py has taken. rw_eval.py scores all of them. Every finished run is a line of
+--output, and is not run again: the command can be cut at any time and goes on where it was, main.py
+in mid-epoch. The table of all lines is printed, and stands beside them as .md.
 """
 
 import argparse
@@ -26,9 +26,15 @@ import scipy
 from utils.data.tokenization import TextSettings, prepare_tokenizer
 from utils.model import pretrained
 from utils.output.files import write_whole
+from utils.output.pictures import ACCENT, DARK, picture
 
 ROOT = Path(__file__).parents[1]
 OURS, TRL, TRL_EQUAL_TIME = "main.py", "TRL", "TRL, after the same time"
+MOMENTS = (0.25, 0.5, 0.75, 1.0, 2.0)  # of the time of main.py, at which TRL's model is looked at
+CURVES = {
+    OURS: ("main.py", {"color": DARK, "marker": "o"}),
+    TRL: ("TRL", {"color": ACCENT, "marker": "^", "linestyle": "--"}),
+}
 
 # Runs that differ in nothing but the seed make one line of the table.
 IDENTITY = ("data", "trainer", "learning_rate", "flags")
@@ -57,6 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--peer_micro_batch", type=int, default=4, help="pairs that it takes at a time")
     add("--cut_peer", action="store_true", help="end it after the time that main.py has taken")
     add("--more", nargs="*", default=[], help="files that main.py's models are evaluated on, too")
+    add("--picture", type=Path, help="PNG of accuracy against time, with --peer, to write")
     add("--folder", default="output/quality", help="for models and training states")
     add("--output", default=str(Path(__file__).with_suffix(".jsonl")), help="a line for each run")
     return parser.parse_args()
@@ -71,9 +78,13 @@ def main(args) -> None:
             if args.peer:
                 run_trl(args, rate, seed)
 
-    table = tabulate(read_lines(args.output))
+    lines = read_lines(args.output)
+    table = tabulate(lines)
     write_whole(Path(args.output).with_suffix(".md"), table)
     print(table)
+    if args.picture:
+        identities = {name: identify(args, name, args.learning_rates[0]) for name in CURVES}
+        draw([line for line in lines if is_run_of(line, *identities.values())], args.picture)
 
 
 def run_ours(args, rate: float, seed: int) -> None:
@@ -115,26 +126,36 @@ def run_ours(args, rate: float, seed: int) -> None:
 
 
 def run_trl(args, rate: float, seed: int) -> None:
-    """Train with TRL, and evaluate its models with rw_eval.py."""
+    """Train with TRL, and evaluate its models of several moments with rw_eval.py."""
     ours = find_line(args.output, identify(args, OURS, rate), seed)
-    contestants = [TRL_EQUAL_TIME] if args.cut_peer else [TRL_EQUAL_TIME, TRL]
-    identities = {name: identify(args, name, rate) | {"flags": ""} for name in contestants}
-    if all(find_line(args.output, identity, seed) for identity in identities.values()):
+    equal_time, end = (identify(args, name, rate) for name in (TRL_EQUAL_TIME, TRL))
+    if find_line(args.output, equal_time if args.cut_peer else end, seed):
         return
 
-    folder = run_folder(args, identities[TRL_EQUAL_TIME], seed)
+    folder = run_folder(args, end, seed)
+    moments = [share * ours["seconds"] for share in MOMENTS if share <= 1 or not args.cut_peer]
     words = [
         *("--model", make_start(args, seed), "--data_path", args.data_path, "--output_dir", folder),
         *("--batch_size", args.batch_size, "--micro_batch", args.peer_micro_batch),
         *("--max_seq_len", args.max_seq_len, "--learning_rate", rate, "--seed", seed),
-        *("--seconds", ours["seconds"]),
+        *("--seconds", *moments),
     ]
-    start("benchmarks/trl_trainer.py", *words, *(["--cut"] if args.cut_peer else []))
+    if not (folder / "done").exists():
+        start("benchmarks/trl_trainer.py", *words, *(["--cut"] if args.cut_peer else []))
+        (folder / "done").touch()
 
-    for name, place in zip(contestants, ("at_seconds", "at_end"), strict=False):
+    curve = ours["curve"][:1]
+    names = [f"at_{number}" for number in range(len(moments))]
+    for place in names if args.cut_peer else [*names, "at_end"]:
+        if not (folder / place).exists():
+            continue  # it has ended before
         figures = json.loads((folder / f"{place}.json").read_text(encoding="utf-8"))
         figures |= evaluate(folder / place, args.eval_data_path)
-        write_line(args.output, {**identities[name], "seed": seed, **figures})
+        curve.append([figures["seconds"], figures["accuracy"], figures["loss"]])
+        if place == f"at_{MOMENTS.index(1.0)}":
+            write_line(args.output, {**equal_time, "seed": seed, **figures, "curve": [*curve]})
+    if not args.cut_peer:
+        write_line(args.output, {**end, "seed": seed, **figures, "curve": curve})
 
 
 def identify(args, trainer: str, rate: float) -> dict:
@@ -204,6 +225,11 @@ def find_line(path: str, identity: dict, seed: int) -> dict | None:
     return next((line for line in read_lines(path) if wanted.items() <= line.items()), None)
 
 
+def is_run_of(line: dict, *identities: dict) -> bool:
+    """Whether a line is of a run of one of these kinds."""
+    return any(identity.items() <= line.items() for identity in identities)
+
+
 def write_line(path: str, line: dict) -> None:
     """Add a finished run."""
     lines = [*read_lines(path), line]
@@ -233,6 +259,21 @@ def tabulate(lines: list[dict]) -> str:
             f"| {means['peak_gib']:.1f} |\n"
         )
     return text
+
+
+def draw(lines: list[dict], path: Path) -> None:
+    """Accuracy against the seconds of training, a curve for each run, as a PNG."""
+    with picture(path) as figure:
+        axes = figure.subplots()
+        for trainer, (label, style) in CURVES.items():
+            runs = [line["curve"] for line in lines if line["trainer"] == trainer]
+            for number, curve in enumerate(runs):
+                seconds, accuracy, _ = zip(*curve, strict=True)
+                minutes = [value / 60 for value in seconds]
+                axes.plot(minutes, accuracy, label=None if number else label, **style)
+
+        axes.set(xlabel="training time (minutes)", ylabel="accuracy on unseen prompts")
+        axes.legend(loc="lower right", title="one epoch, a line a seed", alignment="left")
 
 
 def mean_and_interval(values: list[float], form: str = ".3f") -> str:

@@ -1,9 +1,10 @@
-"""TRL's side of quality.py: RewardTrainer for one epoch, looked at after a number of seconds.
+"""TRL's side of quality.py: RewardTrainer for one epoch, with its model of several moments.
 
-    python benchmarks/trl_trainer.py --model START --data_path PAIRS --output_dir OUT --seconds 60
+    python benchmarks/trl_trainer.py --model START --data_path PAIRS --output_dir OUT --seconds 9 99
 
-What is not named below has TRL's own default: the schedule is linear, without warm-up. The model
-of that moment is in OUT/at_seconds, the last one in OUT/at_end.
+What is not named below has TRL's own default: the schedule is linear, without warm-up. The models
+after so many seconds of training are in OUT/at_0 and OUT/at_1, the last one is in OUT/at_end; a
+JSON file beside each says what it took.
 """
 
 import argparse
@@ -29,13 +30,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--max_seq_len", type=int, default=512, help="tokens; longer pairs are left out")
     add("--learning_rate", type=float, default=2e-5, help="peak rate")
     add("--seed", type=int, default=1, help="of the data's order")
-    add("--seconds", type=float, required=True, help="of training, after which it is looked at")
-    add("--cut", action="store_true", help="end there")
+    add("--seconds", type=float, nargs="+", required=True, help="of training, ascending")
+    add("--cut", action="store_true", help="end after the last of --seconds")
     return parser.parse_args()
 
 
 class Clock(transformers.TrainerCallback):
-    """Sums the seconds of the steps, and saves the model when they are over.
+    """Sums the seconds of the steps, and saves the model of each moment.
 
     Args:
         args: the command line.
@@ -44,19 +45,20 @@ class Clock(transformers.TrainerCallback):
 
     def __init__(self, args, tokenizer):
         self.args, self.tokenizer = args, tokenizer
-        self.seconds = 0.0
-        self.saved = False
+        self.seconds, self.saved = 0.0, 0
 
     def on_step_begin(self, *_, **__):
         """Start the clock."""
         self.started = time.perf_counter()
 
     def on_step_end(self, _, state, control, model, **__):
-        """Stop it, and see whether the time is over."""
+        """Stop it, and see whether a moment has come."""
         self.seconds += time.perf_counter() - self.started
-        if self.seconds >= self.args.seconds and not self.saved:
-            self.save(model, state.global_step, "at_seconds")
-            control.should_training_stop = self.args.cut
+        moments = self.args.seconds
+        while self.saved < len(moments) and self.seconds >= moments[self.saved]:
+            self.save(model, state.global_step, f"at_{self.saved}")
+            self.saved += 1
+        control.should_training_stop = self.args.cut and self.saved == len(moments)
 
     def on_train_end(self, _, state, __, model, **___):
         """Save the last model."""
@@ -65,7 +67,6 @@ class Clock(transformers.TrainerCallback):
 
     def save(self, model, step: int, name: str) -> None:
         """Write the model of this moment, and what it took."""
-        self.saved = True
         folder = self.args.output_dir / name
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
