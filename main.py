@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from utils.settings import InputError, Stopped, stop_on_signals
-from utils.training.settings import OWN_DROPOUT, TrainingSettings, parse_training_arguments
+from utils.training.settings import TrainingSettings, parse_training_arguments
 
 # A wrong flag is answered before the seconds that the imports below take.
 if __name__ == "__main__":
@@ -61,7 +61,7 @@ def main(args: TrainingSettings) -> None:
     distributed.log(*notes)
     ds_config = deepspeed_config(args, distributed.world_size())
     config = pretrained.load_config(args.model_name_or_path, args.trust_remote_code)
-    if args.dropout != OWN_DROPOUT:
+    if not isinstance(args.dropout, str):  # OWN_DROPOUT
         pretrained.set_dropout(config, args.dropout)
     distributed.log(*fix_positions(config, args.max_seq_len))
     if args.estimate_memory:

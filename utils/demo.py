@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -259,7 +259,7 @@ def as_messages(row: dict[str, str]) -> dict[str, object]:
     return {"prompt": [{"role": "user", "content": question}], **answers, "source": row["source"]}
 
 
-def _write_rows(rows: dict[str, Sequence[dict]], folder: Path) -> None:
+def _write_rows(rows: Mapping[str, Sequence[dict]], folder: Path) -> None:
     folder.mkdir()
     for name, part in rows.items():
         text = "".join(json.dumps(row) + "\n" for row in part)

@@ -93,7 +93,7 @@ class ModelSettings(Settings):
     trust_remote_code: bool = remote_code_flag()
 
     def _check(self) -> None:
-        if self.dropout != OWN_DROPOUT and not self.dropout < 1:
+        if not isinstance(self.dropout, str) and not self.dropout < 1:
             raise InputError(f"--dropout is {self.dropout}; it must be from 0 to less than 1")
 
 
