@@ -284,8 +284,8 @@ def write_demo(folder: Path, seed: int = 0, messages: bool = False) -> None:
     train, test = rows[: ROWS["train"]], rows[ROWS["train"] :]
     with whole_folder(folder) as partial:
         if messages:
-            chats = {"train": train[: MESSAGES["train"]], "test": test[: MESSAGES["test"]]}
-            chats = {name: list(map(as_messages, part)) for name, part in chats.items()}
+            few = {"train": train[: MESSAGES["train"]], "test": test[: MESSAGES["test"]]}
+            chats = {name: list(map(as_messages, part)) for name, part in few.items()}
             _write_rows(chats, partial / "data")
         else:
             _write_rows({"train": train, "test": test}, partial / "data")
