@@ -32,7 +32,7 @@ def make_model(args, work, layout: str = "padded") -> RewardModel:
     transformers.set_seed(0)
     if args.model:
         config = pretrained.load_config(args.model)
-        options = {"layout": layout, "new_head": "random"}
+        options = {"layout": layout, "new_head": True}
         return pretrained.load_model(args.model, config, work["tokenizer"], **options)[0]
 
     attention = SHARED_PREFIX if layout == "packed" else None

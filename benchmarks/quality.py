@@ -186,7 +186,7 @@ def make_start(args, seed: int) -> Path:
     tokenizer = pretrained.load_tokenizer(args.model)
     end_token, _ = prepare_tokenizer(tokenizer, add_eot_token=False)
     config = pretrained.load_config(args.model)
-    model, _ = pretrained.load_model(args.model, config, tokenizer, new_head="random")
+    model, _ = pretrained.load_model(args.model, config, tokenizer, new_head=True)
     weights = model.model.state_dict()
     settings = asdict(TextSettings(end_token, args.max_seq_len))
     pretrained.save_model(model, weights, tokenizer, settings, str(folder))

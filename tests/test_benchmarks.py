@@ -116,7 +116,7 @@ def saved_model(tmp_path, opt_tokenizer):
     )
     base = str(save_language_model(tmp_path / "base", opt_tokenizer, max_position_embeddings=1024))
     config = pretrained.load_config(base)
-    model, _ = pretrained.load_model(base, config, opt_tokenizer, new_head="random")
+    model, _ = pretrained.load_model(base, config, opt_tokenizer, new_head=True)
     with torch.no_grad():
         model.model.score.weight.mul_(10)
     text, folder = {"end_token": "</s>", "max_seq_len": 1024}, tmp_path / "model"

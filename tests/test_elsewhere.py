@@ -86,7 +86,7 @@ def save(tmp_path, family, template, save_format="hf"):
     words = ["--model_name_or_path", base, "--max_seq_len", "256", "--save_format", save_format]
     config = pretrained.load_config(base)
     args, encoder = make_training_encoder(parse_training_arguments(words), config)
-    model, _ = pretrained.load_model(base, config, encoder.tokenizer, new_head="random")
+    model, _ = pretrained.load_model(base, config, encoder.tokenizer, new_head=True)
     with torch.no_grad():
         model.model.score.weight.mul_(10)
     settings = {"end_token": encoder.settings.end_token, "max_seq_len": 256}

@@ -101,9 +101,9 @@ def test_its_code_runs_if_it_is_trusted_alone(means, opt_tokenizer):
     empty = pretrained.empty_model(config, vocabulary=500, trust_remote_code=True)
     assert empty.get_input_embeddings().num_embeddings == 500
     model, notes = pretrained.load_model(
-        str(means), config, opt_tokenizer, new_head="random", trust_remote_code=True
+        str(means), config, opt_tokenizer, new_head=True, trust_remote_code=True
     )
-    assert notes == ["the model has no scalar head: a new one is made (--init_head)"]
+    assert notes == ["the model has no scalar head: a new one is drawn"]
     weights = torch.load(means / "pytorch_model.bin")
     assert all(torch.equal(model.backbone.state_dict()[n], w) for n, w in weights.items())
 

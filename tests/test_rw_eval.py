@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     base = save_language_model(folder / "base", tokenizer)
     torch.manual_seed(0)
     model, _ = pretrained.load_model(
-        str(base), pretrained.load_config(str(base)), tokenizer, new_head="random"
+        str(base), pretrained.load_config(str(base)), tokenizer, new_head=True
     )
     settings = {"end_token": "</s>", "max_seq_len": 96}
     weights = model.model.state_dict()

@@ -36,9 +36,7 @@ def model(tmp_path_factory):
     tokenizer = train_opt_tokenizer()
     base = str(save_language_model(folder / "base", tokenizer))
     torch.manual_seed(0)
-    model, _ = pretrained.load_model(
-        base, pretrained.load_config(base), tokenizer, new_head="random"
-    )
+    model, _ = pretrained.load_model(base, pretrained.load_config(base), tokenizer, new_head=True)
     text = {"end_token": "</s>", "max_seq_len": 96}
     weights, statistics = model.model.state_dict(), {"mean": 0.25, "std": 2.0}
     pretrained.save_model(

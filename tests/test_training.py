@@ -44,7 +44,7 @@ def slow_losses(workspace) -> list[float]:
     config = pretrained.load_config(folder)
     pretrained.set_dropout(config, 0.0)
     set_seed(1234)
-    model = pretrained.load_model(folder, config, tokenizer, new_head="random")[0].model
+    model = pretrained.load_model(folder, config, tokenizer, new_head=True)[0].model
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]

@@ -168,7 +168,7 @@ def make_scorer(opt_model, opt_tokenizer):
         encoder = ComparisonTokenizer(opt_tokenizer, TextSettings("</s>", 64, overlength))
         torch.manual_seed(0)
         model, _ = pretrained.load_model(
-            opt_model, config, opt_tokenizer, layout=layout, new_head="random"
+            opt_model, config, opt_tokenizer, layout=layout, new_head=True
         )
         collate = make_collator(encoder, layout)
         packed = layout == "packed"

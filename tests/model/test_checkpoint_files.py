@@ -230,7 +230,7 @@ def test_the_text_part_of_a_model_that_sees_pictures(tmp_path, opt_tokenizer):
     AutoTokenizer.from_pretrained(name).save_pretrained(folder)
 
     arguments = pretrained.load_config(str(folder)), pretrained.load_tokenizer(str(folder))
-    model, _ = pretrained.load_model(str(folder), *arguments, new_head="random")
+    model, _ = pretrained.load_model(str(folder), *arguments, new_head=True)
     ids = torch.arange(20)[None]
     with torch.no_grad():
         expected = whole.eval().model.language_model(ids).last_hidden_state

@@ -18,7 +18,7 @@ from utils.training.settings import parse_training_arguments
 def test_a_folded_model_scores_alike(tmp_path, opt_tokenizer, dtype, difference):
     folder = str(save_language_model(tmp_path / "model", opt_tokenizer))
     config = pretrained.load_config(folder)
-    model, _ = pretrained.load_model(folder, config, opt_tokenizer, dtype=dtype, new_head="random")
+    model, _ = pretrained.load_model(folder, config, opt_tokenizer, dtype=dtype, new_head=True)
     with torch.no_grad():
         model.model.score.weight.mul_(20)
     weights = model.model.state_dict()

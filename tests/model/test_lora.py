@@ -18,7 +18,7 @@ def folder(tmp_path, opt_tokenizer):
 @pytest.fixture
 def model(folder, opt_tokenizer):
     config = pretrained.load_config(str(folder))
-    return pretrained.load_model(str(folder), config, opt_tokenizer, new_head="random")[0]
+    return pretrained.load_model(str(folder), config, opt_tokenizer, new_head=True)[0]
 
 
 def scores(model):

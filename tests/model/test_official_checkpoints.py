@@ -105,7 +105,7 @@ def write(folder, weights, layout, parts=1, **options):
         (folder / f"{kind}.{ending}.index.json").write_text(text)
 
 
-def load(folder, tokenizer, new_head="random"):
+def load(folder, tokenizer, new_head=True):
     config = pretrained.load_config(str(folder))
     pretrained.set_dropout(config, 0.0)
     return pretrained.load_model(str(folder), config, tokenizer, new_head=new_head)
@@ -192,7 +192,7 @@ def test_a_model_of_deepspeed_chat_with_old_buffers(checkpoint, opt_tokenizer, p
     weights = {**original.base_model.state_dict(prefix="rwtransformer."), "v_head.weight": head}
     weights |= {name.replace(prefix, "rwtransformer.", 1): b for name, b in buffers.items()}
     write(folder, weights, BIN, parts)
-    model, notes = load(folder, opt_tokenizer, new_head=None)
+    model, notes = load(folder, opt_tokenizer, new_head=False)
     assert_equal_states(model, original, opt_tokenizer)
     assert torch.equal(model.model.score.weight, head)
     assert "makes anew" in notes[0]

@@ -21,7 +21,7 @@ def load(folder, tokenizer, **options):
 
 
 def test_saved_model_is_the_model(opt_model, opt_tokenizer, tmp_path):
-    model, _ = load(opt_model, opt_tokenizer, new_head="random")
+    model, _ = load(opt_model, opt_tokenizer, new_head=True)
     settings = {"end_token": "</s>", "max_seq_len": 64}
     weights = model.model.state_dict()
     statistics = {"mean": -0.5, "std": 2.0}
@@ -48,7 +48,7 @@ def test_saved_model_is_the_model(opt_model, opt_tokenizer, tmp_path):
 
 
 def test_no_shard_of_an_earlier_model_stays(opt_model, opt_tokenizer, tmp_path):
-    model, _ = load(opt_model, opt_tokenizer, new_head="random")
+    model, _ = load(opt_model, opt_tokenizer, new_head=True)
     weights = model.model.state_dict()
     model.model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
@@ -60,7 +60,7 @@ def test_no_shard_of_an_earlier_model_stays(opt_model, opt_tokenizer, tmp_path):
 
 
 def test_a_failed_save_leaves_the_previous_model_whole(opt_model, opt_tokenizer, tmp_path):
-    model, _ = load(opt_model, opt_tokenizer, new_head="random")
+    model, _ = load(opt_model, opt_tokenizer, new_head=True)
     weights = model.model.state_dict()
     pretrained.save_model(model, weights, opt_tokenizer, {}, str(tmp_path))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
@@ -76,7 +76,7 @@ def test_a_failed_save_leaves_the_previous_model_whole(opt_model, opt_tokenizer,
 
 
 def test_no_chat_template_of_an_earlier_model_stays(opt_model, opt_tokenizer, tmp_path):
-    model, _ = load(opt_model, opt_tokenizer, new_head="random")
+    model, _ = load(opt_model, opt_tokenizer, new_head=True)
     for template in ("{{ messages }}", None):
         opt_tokenizer.chat_template = template
         pretrained.save_model(model, model.model.state_dict(), opt_tokenizer, {}, str(tmp_path))
@@ -115,7 +115,7 @@ def contents(folder):
 def test_a_kill_leaves_the_old_model_the_new_one_or_none(
     opt_model, opt_tokenizer, tmp_path, monkeypatch, old, new, never_none
 ):
-    model, _ = load(opt_model, opt_tokenizer, new_head="random")
+    model, _ = load(opt_model, opt_tokenizer, new_head=True)
     out = tmp_path / "out"
 
     def save(scale, shards="1GB", settings=None, adapter=None, save_format="hf"):
@@ -172,8 +172,8 @@ def test_a_kill_leaves_the_old_model_the_new_one_or_none(
 def test_a_missing_head_is_an_error_unless_a_new_one_is_wanted(opt_model, opt_tokenizer):
     with pytest.raises(InputError, match=r"score\.weight is missing.*Train it with main\.py"):
         load(opt_model, opt_tokenizer)
-    model, notes = load(opt_model, opt_tokenizer, new_head="random")
-    assert any("new one is made" in note for note in notes)
+    model, notes = load(opt_model, opt_tokenizer, new_head=True)
+    assert any("new one is drawn" in note for note in notes)
     assert model.model.score.weight.shape == (1, 16)  # word_embed_proj_dim, not hidden_size
 
 
@@ -182,23 +182,17 @@ def test_the_new_head_depends_on_the_seed_alone(opt_model, opt_tokenizer):
     for seed in (1, 1, 2):
         set_seed(seed)
         torch.rand(len(heads))  # what loading draws differs with stage and device
-        heads.append(load(opt_model, opt_tokenizer, new_head="random")[0].model.score.weight)
+        heads.append(load(opt_model, opt_tokenizer, new_head=True)[0].model.score.weight)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
-    model, _ = load(opt_model, opt_tokenizer, new_head="random", dtype=torch.bfloat16)
+    model, _ = load(opt_model, opt_tokenizer, new_head=True, dtype=torch.bfloat16)
     assert torch.equal(model.model.score.weight, heads[2].bfloat16())
 
 
-def test_a_zero_head_scores_all_answers_alike(opt_model, opt_tokenizer):
-    model, notes = load(opt_model, opt_tokenizer, new_head="zero")
-    assert not model.model.score.weight.any()
-    assert any("new one is made" in note for note in notes)
-
-
 @pytest.mark.parametrize("fault", ["missing", "left over", "misshapen"])
-@pytest.mark.parametrize("new_head", ["random", None])
+@pytest.mark.parametrize("new_head", [True, False])
 def test_loading_is_strict(opt_model, opt_tokenizer, tmp_path, fault, new_head):
-    model, _ = load(opt_model, opt_tokenizer, new_head="random")
+    model, _ = load(opt_model, opt_tokenizer, new_head=True)
     weights = model.model.state_dict()
     pretrained.save_model(model, weights, opt_tokenizer, {}, str(tmp_path / "out"))
     file = tmp_path / "out" / "model.safetensors"
@@ -228,7 +222,7 @@ def test_embeddings_grow_for_a_new_padding_token(llama_tokenizer, tmp_path):
     size = len(llama_tokenizer)
     _, notes = prepare_tokenizer(llama_tokenizer, add_eot_token=False)
     assert "no padding token" in notes[0]
-    model, _ = load(folder, llama_tokenizer, new_head="random")
+    model, _ = load(folder, llama_tokenizer, new_head=True)
     assert model.model.get_input_embeddings().num_embeddings == size + 1
     assert model.model.config.pad_token_id == llama_tokenizer.pad_token_id == size
 

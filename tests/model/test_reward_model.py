@@ -41,7 +41,7 @@ def family(request, tmp_path):
     folder = save_language_model(tmp_path / "model", tokenizer, request.param)
     set_seed(1)
     model, _ = pretrained.load_model(
-        str(folder), pretrained.load_config(str(folder)), tokenizer, new_head="random"
+        str(folder), pretrained.load_config(str(folder)), tokenizer, new_head=True
     )
     return model.eval(), tokenizer
 

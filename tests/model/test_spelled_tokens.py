@@ -40,9 +40,7 @@ def test_a_spelling_moves_neither_the_scored_position_nor_another_score(
     folder = str(save_language_model(tmp_path / "model", tokenizer, family))
     set_seed(1)
     config = pretrained.load_config(folder)
-    model = pretrained.load_model(folder, config, tokenizer, layout=layout, new_head="random")[
-        0
-    ].eval()
+    model = pretrained.load_model(folder, config, tokenizer, layout=layout, new_head=True)[0].eval()
     encoder = ComparisonTokenizer(
         tokenizer, TextSettings(end_token, 128, apply_chat_template=bool(template))
     )

@@ -45,9 +45,7 @@ def scorers(tmp_path_factory):
         path = str(save_language_model(folder / name, tokenizer, "llama"))
         config = pretrained.load_config(path)
         torch.manual_seed(0)
-        model, _ = pretrained.load_model(
-            path, config, tokenizer, layout="packed", new_head="random"
-        )
+        model, _ = pretrained.load_model(path, config, tokenizer, layout="packed", new_head=True)
         encoder = ComparisonTokenizer(tokenizer, TextSettings(tokenizer.eos_token, LIMIT))
         collate = make_collator(encoder, "packed")
         scorers[name] = Scorer(model.eval(), encoder, collate, torch.device("cpu"), packed=True)

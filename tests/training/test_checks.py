@@ -23,7 +23,7 @@ def trained(opt_model, opt_tokenizer):
     config = pretrained.load_config(str(opt_model))
     torch.manual_seed(0)
     return pretrained.load_model(
-        str(opt_model), config, opt_tokenizer, layout="packed", new_head="random"
+        str(opt_model), config, opt_tokenizer, layout="packed", new_head=True
     )[0]
 
 
@@ -66,7 +66,7 @@ def passed(checks):
 def test_a_sound_model_passes(args, rows, encoder, opt_model, layout, save_format):
     args = replace(args, batch_layout=layout)
     config = pretrained.load_config(str(opt_model))
-    options = {"layout": layout, "new_head": "random"}
+    options = {"layout": layout, "new_head": True}
     model, _ = pretrained.load_model(str(opt_model), config, encoder.tokenizer, **options)
     checks = check(args, rows, encoder, model, save_format=save_format)
     names = ["reload", "layout", "batch"]
@@ -179,7 +179,7 @@ def test_rounding_alone_passes(args, tmp_path, dtype, family):
     folder = save_language_model(tmp_path / "model", tokenizer, family, num_hidden_layers=8)
     comparisons = [Comparison(text, [text, "No.", "Yes, so."], [0, 1, 2], "s") for text in TEXTS]
     rows = datasets.Dataset.from_list(encoder.rows(comparisons))
-    options = {"dtype": dtype, "layout": "packed", "new_head": "random"}
+    options = {"dtype": dtype, "layout": "packed", "new_head": True}
     config = pretrained.load_config(str(folder))
     model, _ = pretrained.load_model(str(folder), config, tokenizer, **options)
     checks = check(args, rows, encoder, model)

@@ -134,7 +134,7 @@ def load_model(
     *,
     dtype: torch.dtype = torch.float32,
     layout: str = "padded",
-    new_head: str | None = None,
+    new_head: bool = False,
     trust_remote_code: bool = False,
     device_map: str | dict | None = None,
     ds_config: dict | None = None,
@@ -147,8 +147,8 @@ def load_model(
         tokenizer: its length and padding token become the model's.
         dtype: of the weights.
         layout: of the batches that the model will see (shared_prefix.choose_layout).
-        new_head: what a language model without a head begins with, random or zero (then its own
-            head, which predicts tokens, is left behind); None: it must have one.
+        new_head: whether a language model without a head gets a new one (then its own head,
+            which predicts tokens, is left behind).
         trust_remote_code: whether the checkpoint's own code may run.
         device_map: accelerate's: where the layers go; None leaves the model on the CPU.
         ds_config: DeepSpeed's; in its stage 3 the model is built in partitions.
@@ -162,7 +162,7 @@ def load_model(
     config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
     config.problem_type = "regression"  # so that a pipeline gives the score, not its sigmoid
     empty = empty_model(config, trust_remote_code=trust_remote_code)
-    is_deepspeed_chat, notes = check_headers(path, empty, new_head is not None)
+    is_deepspeed_chat, notes = check_headers(path, empty, new_head)
     weights = None
     if is_deepspeed_chat:
         weights = deepspeed_chat.rename_weights(read_weights(path, "cpu"), prefix_of(empty))
@@ -175,10 +175,10 @@ def load_model(
     options = {"dtype": dtype, "attn_implementation": attention, "device_map": device_map}
     model, info = _read_model(path, type(empty), config, weights, **options)
     if getattr(config, "quantization_config", None):  # then the headers could not tell
-        notes += check_names(path, model, info, new_head is not None, set())
+        notes += check_names(path, model, info, new_head, set())
 
     if HEAD in info["missing_keys"]:
-        _set_head(model.score, is_random=new_head == "random")
+        _draw_head(model.score)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         notes.append(f"the embeddings grew to the tokenizer's {len(tokenizer)} tokens")
@@ -327,20 +327,19 @@ def save_model(
     _put_in_place(folder, Path(output_dir))
 
 
-def _set_head(head: torch.nn.Linear, is_random: bool) -> None:
-    """Zeros, or normal weights of deviation 1 / sqrt(width + 1) (arXiv 2009.01325, section C.2).
+def _draw_head(head: torch.nn.Linear) -> None:
+    """Normal weights of standard deviation 1 / sqrt(width + 1) (arXiv 2009.01325, section C.2).
 
-    The latter depend on the seed alone, not on device, precision or what loading has drawn before.
+    They depend on the seed alone, not on device, precision or what loading has drawn before.
     """
     import deepspeed
 
     generator = torch.Generator().manual_seed(torch.initial_seed())
-    std = (head.in_features + 1) ** -0.5 if is_random else 0.0
-    weights = std * torch.randn(1, head.in_features, generator=generator)
+    drawn = torch.randn(1, head.in_features, generator=generator) * (head.in_features + 1) ** -0.5
     # In ZeRO-3 the weight is spread over the ranks; elsewhere gathering does nothing.
     with deepspeed.zero.GatheredParameters([head.weight], modifier_rank=0), torch.no_grad():
         if head.weight.numel():
-            head.weight.copy_(weights)
+            head.weight.copy_(drawn)
 
 
 def _put_in_place(folder: Path, output_dir: Path) -> None:

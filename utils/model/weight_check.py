@@ -102,7 +102,7 @@ def check_names(
         raise InputError(f"{path}: the scalar head {HEAD} is missing: {_other_head(unexpected)}")
     if HEAD in missing:
         missing.remove(HEAD)
-        notes.append("the model has no scalar head: a new one is made (--init_head)")
+        notes.append("the model has no scalar head: a new one is drawn")
 
     # Another head may stay behind, but no weight of the model below it, with the prefix or without;
     # nor what has a buffer's name, but not its shape.

@@ -113,7 +113,7 @@ def build_model(
         tokenizer,
         dtype=pretrained.DTYPES[args.dtype],  # what the engine would make of it
         layout=args.batch_layout,
-        new_head=args.init_head,
+        new_head=True,
         trust_remote_code=args.trust_remote_code,
         ds_config=ds_config,
     )

@@ -78,12 +78,6 @@ class ModelSettings(Settings):
         "the values over the answer",
         choices=("end", "first_pad", "mean"),
     )
-    init_head: str = flag(
-        "random",
-        "what a new head begins with: zero, so that all scores begin equal, or random weights",
-        choices=("random", "zero"),
-        resume=FREE,
-    )
     dropout: float | str = flag(
         0.0,
         f"dropout probability everywhere; {OWN_DROPOUT}: what the model's config says",
