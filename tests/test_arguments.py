@@ -151,7 +151,7 @@ def test_rw_eval_needs_a_model_but_to_compare(capsys):
         (["--early_stopping_patience", "-1"], "--early_stopping_patience is -1"),
         (["--dropout", "1.5"], "--dropout is 1.5"),
         (["--dropout", "-1"], "--dropout is -1"),
-        (["--dropout", "modell"], "--dropout: 'modell'; expected a probability or model"),
+        (["--dropout", "none"], "--dropout: 'none'; expected a probability or model"),
         (["--data_split", "a,b"], "--data_split is 'a,b'"),
         (["--data_split", "nan,1"], "--data_split is 'nan,1'"),
         (["--max_grad_norm", "-1"], "--max_grad_norm is -1.0; it must be at least 0"),
