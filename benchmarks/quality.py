@@ -116,9 +116,9 @@ def run_ours(args, rate: float, seed: int) -> None:
         seconds = line.get("seconds", seconds)
         peak = line.get("peak_memory_gib", peak)
         if "eval_accuracy" in line:
-            curve.append([round(seconds, 1), line["eval_accuracy"], line["eval_loss"]])
+            curve.append([round(seconds, 2), line["eval_accuracy"], line["eval_loss"]])
 
-    figures = {"seconds": round(seconds, 1), "peak_gib": round(peak, 2), "curve": curve}
+    figures = {"seconds": round(seconds, 2), "peak_gib": round(peak, 2), "curve": curve}
     figures |= evaluate(folder, args.eval_data_path)
     more = {Path(path).name.split(".")[0]: evaluate(folder, path) for path in args.more}
     write_line(args.output, {**identity, "seed": seed, **figures, "more": more})

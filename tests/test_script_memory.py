@@ -53,6 +53,8 @@ SHAPES = {
     "Llama-3.1-8B-Instruct": decoder("llama", 128256, 4096, 14336, 32, 32, keys=8),
     "Qwen2.5-0.5B-Instruct": decoder("qwen2", 151936, 896, 4864, 24, 14, keys=2),
     "Qwen2.5-7B-Instruct": decoder("qwen2", 152064, 3584, 18944, 28, 28, keys=4),
+    "SmolLM2-135M-Instruct": decoder("llama", 49152, 576, 1536, 30, 9, keys=3),
+    "SmolLM2-1.7B-Instruct": decoder("llama", 49152, 2048, 8192, 24, 32),
     "pythia-160m-deduped": decoder("gpt_neox", 50304, 768, 3072, 12, 12),
     "pythia-1b-deduped": decoder("gpt_neox", 50304, 2048, 8192, 16, 8),
     "pythia-6.9b-deduped": decoder("gpt_neox", 50432, 4096, 16384, 32, 32),

