@@ -71,7 +71,7 @@ def shape_config(args, work):
 
 def contest(args, name: str, work: dict, pipe) -> None:
     """The life of a contestant: get ready, then a step for each number that comes."""
-    transformers.utils.logging.set_verbosity_error()
+    pretrained.quieten_libraries()
     if args.threads:
         torch.set_num_threads(args.threads)
     if name == TRL:
