@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from benchmarks.contestants import explode
-from benchmarks.quality import mean_and_interval
+from benchmarks.quality import mean_and_interval, plot_runs
 from utils.data.cache import load_source
 from utils.data.packing import make_collator
 from utils.data.sampling import Grouping, evaluation_plan
@@ -247,15 +247,11 @@ def draw(results: list[dict], path: Path) -> None:
     with picture(path) as figure:
         axes = figure.subplots()
         for trainer, (label, style) in CURVES.items():
-            for number, curve in enumerate(curves(results, trainer)):
-                axes.plot(
-                    [max(line["seconds"], 0.5) for line in curve],
-                    [line["accuracy"] for line in curve],
-                    linewidth=1.8,
-                    markersize=6,
-                    label=None if number else label,
-                    **style,
-                )
+            points = [
+                [(max(line["seconds"], 0.5), line["accuracy"]) for line in curve]
+                for curve in curves(results, trainer)
+            ]
+            plot_runs(axes, points, label, {**style, "linewidth": 1.8, "markersize": 6})
 
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")

@@ -1,5 +1,6 @@
 """Those who take part in throughput.py: our layouts and TRL, each in a process of its own."""
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -31,21 +32,31 @@ def make_model(args, work, layout: str = "padded") -> RewardModel:
     """That of --model with a new head, or one of the wanted shape with random weights."""
     transformers.set_seed(0)
     if args.model:
-        config = pretrained.load_config(args.model)
         options = {"layout": layout, "new_head": True}
-        return pretrained.load_model(args.model, config, work["tokenizer"], **options)[0]
-
-    attention = SHARED_PREFIX if layout == "packed" else None
-    return RewardModel(
-        transformers.AutoModelForSequenceClassification.from_config(
-            make_config(args, work), attn_implementation=attention
-        )
-    )
+        config, tokenizer = make_config(args, work), work["tokenizer"]
+        return pretrained.load_model(args.model, config, tokenizer, **options)[0]
+    return RewardModel(random_model(args, work, SHARED_PREFIX if layout == "packed" else None))
 
 
 def make_config(args, work):
     """The config of that model."""
     return pretrained.load_config(args.model) if args.model else shape_config(args, work)
+
+
+def random_model(args, work, attention: str | None = None):
+    """A model of the wanted shape with random weights and a scalar head."""
+    transformers.set_seed(0)
+    return transformers.AutoModelForSequenceClassification.from_config(
+        shape_config(args, work), attn_implementation=attention
+    )
+
+
+def add_shape_flags(parser: argparse.ArgumentParser, hidden_size: int) -> None:
+    """The flags of a model's shape, with this default width."""
+    add = parser.add_argument
+    add("--family", choices=("opt", "llama"), default="opt", help="of the model")
+    add("--hidden_size", type=int, default=hidden_size, help="width; the MLP is 4 times as wide")
+    add("--num_layers", type=int, default=4, help="decoder layers")
 
 
 def shape_config(args, work):

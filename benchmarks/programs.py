@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import datasets
 import transformers
 
-from benchmarks.contestants import shape_config
+from benchmarks.contestants import add_shape_flags, shape_config
 from benchmarks.throughput import machine
 
 ROOT = Path(__file__).parents[1]
@@ -38,9 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--tokenizer", required=True, help="folder or hub name")
     add("--data_path", required=True, help="JSON lines of chosen and rejected, to train on")
     add("--eval_data_path", required=True, help="the same, to evaluate on")
-    add("--family", choices=("opt", "llama"), default="opt", help="of the model")
-    add("--hidden_size", type=int, default=512, help="width; the MLP is four times as wide")
-    add("--num_layers", type=int, default=4, help="decoder layers")
+    add_shape_flags(parser, hidden_size=512)
     add("--batch_size", type=int, default=16, help="pairs a step")
     add("--max_seq_len", type=int, default=512, help="tokens of prompt and answer")
     add("--rounds", type=int, default=5, help="runs of each program")
@@ -55,15 +53,10 @@ def main(args) -> None:
         place = Path(folder)
         prepare(args, place)
         for number in range(args.rounds):
-            rounds.append(
-                {
-                    name: seconds_of(command)
-                    for name, command in commands(args, place, number).items()
-                }
-            )
-            steps = Path(place, f"ours{number}", "metrics.jsonl").read_text(encoding="utf-8")
-            lines = [json.loads(line) for line in steps.splitlines()]
-            rounds[-1]["of it, in steps"] = [ln["seconds"] for ln in lines if "seconds" in ln][-1]
+            seconds = {n: seconds_of(c) for n, c in commands(args, place, number).items()}
+            text = (place / f"ours{number}" / "metrics.jsonl").read_text(encoding="utf-8")
+            steps = [line for line in map(json.loads, text.splitlines()) if "seconds" in line]
+            rounds.append({**seconds, "main.py's steps": steps[-1]["seconds"]})
             print(rounds[-1], flush=True)
 
     ratios = [one["TRL"] / one["main.py"] for one in rounds]

@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import scipy
+import torch
 
 from utils.data.tokenization import TextSettings, prepare_tokenizer
 from utils.model import pretrained
@@ -78,19 +79,18 @@ def main(args) -> None:
             if args.peer:
                 run_trl(args, rate, seed)
 
-    lines = read_lines(args.output)
-    table = tabulate(lines)
+    table = tabulate(read_lines(args.output))
     write_whole(Path(args.output).with_suffix(".md"), table)
     print(table)
     if args.picture:
-        identities = {name: identify(args, name, args.learning_rates[0]) for name in CURVES}
-        draw([line for line in lines if is_run_of(line, *identities.values())], args.picture)
+        kinds = {name: identify(args, name, args.learning_rates[0]) for name in CURVES}
+        draw({name: find_lines(args.output, **kind) for name, kind in kinds.items()}, args.picture)
 
 
 def run_ours(args, rate: float, seed: int) -> None:
     """Train with main.py, and evaluate with rw_eval.py."""
     identity = identify(args, OURS, rate)
-    if find_line(args.output, identity, seed):
+    if find_lines(args.output, **identity, seed=seed):
         return
 
     folder = run_folder(args, identity, seed)
@@ -127,9 +127,9 @@ def run_ours(args, rate: float, seed: int) -> None:
 
 def run_trl(args, rate: float, seed: int) -> None:
     """Train with TRL, and evaluate its models of several moments with rw_eval.py."""
-    ours = find_line(args.output, identify(args, OURS, rate), seed)
+    [ours] = find_lines(args.output, **identify(args, OURS, rate), seed=seed)
     equal_time, end = (identify(args, name, rate) for name in (TRL_EQUAL_TIME, TRL))
-    if find_line(args.output, equal_time if args.cut_peer else end, seed):
+    if find_lines(args.output, **(equal_time if args.cut_peer else end), seed=seed):
         return
 
     folder = run_folder(args, end, seed)
@@ -153,7 +153,7 @@ def run_trl(args, rate: float, seed: int) -> None:
         figures |= evaluate(folder / place, args.eval_data_path)
         curve.append([figures["seconds"], figures["accuracy"], figures["loss"]])
         if place == f"at_{MOMENTS.index(1.0)}":
-            write_line(args.output, {**equal_time, "seed": seed, **figures, "curve": [*curve]})
+            write_line(args.output, {**equal_time, "seed": seed, **figures, "curve": curve})
     if not args.cut_peer:
         write_line(args.output, {**end, "seed": seed, **figures, "curve": curve})
 
@@ -179,8 +179,6 @@ def make_start(args, seed: int) -> Path:
     folder = Path(args.folder) / f"start_{seed}"
     if (folder / "config.json").is_file():
         return folder
-
-    import torch
 
     torch.manual_seed(seed)
     tokenizer = pretrained.load_tokenizer(args.model)
@@ -219,15 +217,9 @@ def read_lines(path: str) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
-def find_line(path: str, identity: dict, seed: int) -> dict | None:
-    """That of a run; None if it has not finished."""
-    wanted = {**identity, "seed": seed}
-    return next((line for line in read_lines(path) if wanted.items() <= line.items()), None)
-
-
-def is_run_of(line: dict, *identities: dict) -> bool:
-    """Whether a line is of a run of one of these kinds."""
-    return any(identity.items() <= line.items() for identity in identities)
+def find_lines(path: str, **wanted: object) -> list[dict]:
+    """The lines with these values; none if no such run has finished."""
+    return [line for line in read_lines(path) if wanted.items() <= line.items()]
 
 
 def write_line(path: str, line: dict) -> None:
@@ -261,19 +253,22 @@ def tabulate(lines: list[dict]) -> str:
     return text
 
 
-def draw(lines: list[dict], path: Path) -> None:
-    """Accuracy against the seconds of training, a curve for each run, as a PNG."""
+def draw(lines: dict[str, list[dict]], path: Path) -> None:
+    """Accuracy against the minutes of training, a curve for each run of a trainer, as a PNG."""
     with picture(path) as figure:
         axes = figure.subplots()
-        for trainer, (label, style) in CURVES.items():
-            runs = [line["curve"] for line in lines if line["trainer"] == trainer]
-            for number, curve in enumerate(runs):
-                seconds, accuracy, _ = zip(*curve, strict=True)
-                minutes = [value / 60 for value in seconds]
-                axes.plot(minutes, accuracy, label=None if number else label, **style)
+        for trainer, runs in lines.items():
+            curves = [[(seconds / 60, y) for seconds, y, _ in run["curve"]] for run in runs]
+            plot_runs(axes, curves, *CURVES[trainer])
 
         axes.set(xlabel="training time (minutes)", ylabel="accuracy on unseen prompts")
         axes.legend(loc="lower right", title="one epoch, a line a seed", alignment="left")
+
+
+def plot_runs(axes, curves: list[list[tuple[float, float]]], label: str, style: dict) -> None:
+    """The points of several runs as curves of one style, with one entry in the legend."""
+    for number, points in enumerate(curves):
+        axes.plot(*zip(*points, strict=True), label=None if number else label, **style)
 
 
 def mean_and_interval(values: list[float], form: str = ".3f") -> str:

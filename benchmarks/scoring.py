@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.contestants import shape_config
+from benchmarks.contestants import add_shape_flags, random_model
 from utils import distributed
 from utils.data.comparison import Comparison
 from utils.data.packing import make_collator
@@ -51,9 +51,7 @@ def parse_arguments() -> argparse.Namespace:
         "--data_path", help="comparisons, in any layout that rw_eval.py takes (default: the demo's)"
     )
     add("--tokenizer", help="folder or hub name (default: the demo's)")
-    add("--family", choices=("opt", "llama"), default="opt", help="of the model")
-    add("--hidden_size", type=int, default=256, help="width; the MLP is four times as wide")
-    add("--num_layers", type=int, default=4, help="decoder layers")
+    add_shape_flags(parser, hidden_size=256)
     add("--max_seq_len", type=int, default=2048, help="tokens; longer comparisons are left out")
 
     add("--comparisons", type=int, default=16, help="scored in a round; each round has others")
@@ -79,9 +77,7 @@ def prepare(args, folder: Path) -> list[list]:
     source = args.tokenizer or str(folder / "demo" / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     work = {"vocabulary": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    transformers.set_seed(0)
-    model = transformers.AutoModelForSequenceClassification.from_config(shape_config(args, work))
-    model.save_pretrained(folder / "model")
+    random_model(args, work).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
 
     path = args.data_path or str(folder / "demo" / "data" / "test.jsonl")

@@ -41,6 +41,7 @@ from benchmarks.contestants import (
     PACKED,
     PADDED_KEPT,
     TRL,
+    add_shape_flags,
     contest,
     make_config,
     synchronize,
@@ -62,9 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--data_path", help="comparisons, in any layout that main.py takes (default: the demo's)")
     add("--model", help="folder or hub name, in the place of a shape (default: random weights)")
     add("--tokenizer", help="folder or hub name (default: the model's, or the demo's)")
-    add("--family", choices=("opt", "llama"), default="opt", help="of the model")
-    add("--hidden_size", type=int, default=256, help="width; the MLP is four times as wide")
-    add("--num_layers", type=int, default=4, help="decoder layers")
+    add_shape_flags(parser, hidden_size=256)
     add("--batch_size", type=int, default=16, help="comparisons in a step")
     add("--peer_batch_size", type=int, default=16, help="pairs in a step of the peer")
     add("--max_seq_len", type=int, default=512, help="tokens of prompt and answer")

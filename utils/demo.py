@@ -249,7 +249,7 @@ def make_model(seed: int) -> "OPTForCausalLM":
     return model
 
 
-def as_messages(row: dict[str, str]) -> dict[str, object]:
+def chat_row(row: dict[str, str]) -> dict[str, object]:
     """A row whose prompt and answers are chat messages."""
     question = row["prompt"].removeprefix("\n\nHuman: ").removesuffix("\n\nAssistant:")
     answers = {
@@ -285,7 +285,7 @@ def write_demo(folder: Path, seed: int = 0, messages: bool = False) -> None:
     with whole_folder(folder) as partial:
         if messages:
             few = {"train": train[: MESSAGES["train"]], "test": test[: MESSAGES["test"]]}
-            chats = {name: list(map(as_messages, part)) for name, part in few.items()}
+            chats = {name: list(map(chat_row, part)) for name, part in few.items()}
             _write_rows(chats, partial / "data")
         else:
             _write_rows({"train": train, "test": test}, partial / "data")
