@@ -30,6 +30,7 @@ from benchmarks.contestants import add_shape_flags, random_model
 from utils import distributed
 from utils.data.comparison import Comparison
 from utils.data.packing import make_collator
+from utils.data.sources.files import parse_row
 from utils.data.sources.names import parse_place
 from utils.data.tokenization import ComparisonTokenizer, TextSettings
 from utils.demo import write_demo
@@ -85,7 +86,7 @@ def prepare(args, folder: Path) -> list[list]:
         tokenizer, TextSettings(tokenizer.eos_token, args.max_seq_len, overlength="drop")
     )
     opened = open_source(parse_place(path))
-    found = [w.read(row) for w in windows([opened], 512) for row in w.rows]
+    found = [w.read(parse_row(row)) for w in windows([opened], 512) for row in w.rows]
     kept = [
         Comparison(c.prompt, [c.responses[i] for i in row["answers"]], row["answers"], c.source)
         for c, row in zip(found, encoder.rows(found), strict=True)
