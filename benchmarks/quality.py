@@ -42,6 +42,11 @@ IDENTITY = ("data", "trainer", "learning_rate", "flags")
 # Of what rw_eval.py reports, what a run's line keeps.
 FIGURES = ("accuracy", "accuracy_low", "accuracy_high", "loss", "ece", "temperature", "pairs")
 LENGTHS = ("longer_accuracy", "shorter_accuracy", "prefers_longer", "correlation")
+# Of a run's line, what the table gives as the mean over the seeds.
+AVERAGED = (
+    *("accuracy_low", "accuracy_high", "longer_accuracy", "shorter_accuracy"),
+    *("loss", "ece", "seconds", "peak_gib"),
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -76,6 +81,8 @@ def main(args) -> None:
     for rate in args.learning_rates:
         for seed in args.seeds:
             run_ours(args, rate, seed)
+            for path in args.more:
+                evaluate_more(args, rate, seed, path)
             if args.peer:
                 run_trl(args, rate, seed)
 
@@ -120,9 +127,20 @@ def run_ours(args, rate: float, seed: int) -> None:
 
     figures = {"seconds": round(seconds, 2), "peak_gib": round(peak, 2), "curve": curve}
     figures |= evaluate(folder, args.eval_data_path)
-    more = {Path(path).name.split(".")[0]: evaluate(folder, path) for path in args.more}
-    write_line(args.output, {**identity, "seed": seed, **figures, "more": more})
+    write_line(args.output, {**identity, "seed": seed, **figures})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a short run has none
+
+
+def evaluate_more(args, rate: float, seed: int, path: str) -> None:
+    """Evaluate a model that main.py has trained on other comparisons than its own."""
+    identity = identify(args, OURS, rate)
+    more = {**identity, "data": f"{args.name}, on {Path(path).name.split('.')[0]}"}
+    if find_lines(args.output, **more, seed=seed):
+        return
+
+    [run] = find_lines(args.output, **identity, seed=seed)
+    figures = evaluate(run_folder(args, identity, seed), path)
+    write_line(args.output, {**run, **more, **figures, "curve": []})
 
 
 def run_trl(args, rate: float, seed: int) -> None:
@@ -235,18 +253,16 @@ def tabulate(lines: list[dict]) -> str:
         groups.setdefault(tuple(line[name] for name in IDENTITY), []).append(line)
 
     text = (
-        "| data | trainer | rate | flags | seeds | accuracy | clustered by prompt | loss | ECE | s "
-        "| GiB |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
+        "| data | trainer | rate | flags | seeds | accuracy | clustered by prompt | longer better "
+        "| shorter better | loss | ECE | s | GiB |\n" + 13 * "|---" + "|\n"
     )
     for (data, trainer, rate, flags), runs in sorted(groups.items()):
-        means = {
-            name: statistics.mean(run[name] for run in runs)
-            for name in ("accuracy_low", "accuracy_high", "loss", "ece", "seconds", "peak_gib")
-        }
+        means = {name: statistics.mean(run[name] for run in runs) for name in AVERAGED}
         text += (
             f"| {data} | {trainer} | {rate:g} | {flags} | {len(runs)} "
             f"| {mean_and_interval([run['accuracy'] for run in runs])} "
             f"| {means['accuracy_low']:.3f} to {means['accuracy_high']:.3f} "
+            f"| {means['longer_accuracy']:.3f} | {means['shorter_accuracy']:.3f} "
             f"| {means['loss']:.3f} | {means['ece']:.3f} | {means['seconds']:,.0f} "
             f"| {means['peak_gib']:.1f} |\n"
         )

@@ -116,6 +116,9 @@ def take_turns(args, names: list[str], model: Path, rounds: list[list]) -> list[
             pipe.send(comparisons)
             result[name] = pipe.recv()
         results.append(result)
+
+    for pipe in pipes.values():
+        pipe.send(None)
     return results[1:]  # the first one loads and warms up
 
 
@@ -124,8 +127,7 @@ def contest(args, name: str, model: Path, pipe) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     score = make_scorer(args, model) if name == OURS else make_pipeline(name, model)
-    while True:
-        comparisons = pipe.recv()
+    for comparisons in iter(pipe.recv, None):
         started = time.perf_counter()
         scores = score(comparisons)
         pipe.send({"seconds": time.perf_counter() - started, "scores": scores})

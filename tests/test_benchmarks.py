@@ -41,6 +41,20 @@ def test_throughput_runs_the_layouts_on_the_same_comparisons(tmp_path):
     assert all(share > 0 for share in figures["packed"].values())
 
 
+def test_scoring_times_contestants_whose_scores_agree(tmp_path):
+    output = tmp_path / "figures.json"
+    shape = ("--hidden_size", 64, "--num_layers", 1, "--comparisons", 3, "--rounds", 1)
+    sizes = ("--pipeline_batch_sizes", 1, 2)
+    done = run_command("python", "benchmarks/scoring.py", *shape, *sizes, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
+
+    summary = json.loads(output.read_text())["summary"]
+    assert list(summary) == ["rw_eval.py", "pipeline, batches of 1", "pipeline, batches of 2"]
+    for name, line in summary.items():
+        assert f"| {name} | {line['answers_per_second']:.1f} |" in done.stdout
+
+
 def test_accuracy_at_a_time_is_that_of_the_evaluation_before():
     curve = [{"seconds": 0.0, "accuracy": 0.5}, {"seconds": 2.0, "accuracy": 0.6}]
     assert [accuracy_at(curve, seconds) for seconds in (0, 1.9, 2, 99)] == [0.5, 0.5, 0.6, 0.6]
@@ -67,8 +81,7 @@ def test_quality_trains_each_seed_once_and_tabulates_the_seeds(workspace, tmp_pa
     words = (
         *("--model", workspace / "model", "--name", "tiny", "--batch_size", 8, "--seeds", 1, 2),
         *("--data_path", workspace / "train.jsonl", "--eval_data_path", workspace / "eval.jsonl"),
-        *("--more", workspace / "eval.jsonl", "--flags=--max_steps 2"),
-        *("--max_seq_len", 256),
+        *("--flags=--max_steps 2", "--max_seq_len", 256),
         *("--folder", tmp_path / "runs", "--output", output),
     )
     done = run_command("python", "benchmarks/quality.py", *words)
@@ -80,11 +93,20 @@ def test_quality_trains_each_seed_once_and_tabulates_the_seeds(workspace, tmp_pa
         (_, first, _), (seconds, accuracy, loss) = line["curve"]
         assert (accuracy, loss) == pytest.approx((line["accuracy"], line["loss"]), abs=1e-6)
         assert 0 < first < 1 and seconds == line["seconds"] > 0
-        assert line["more"] == {"eval": {name: line[name] for name in line["more"]["eval"]}}
     assert lines[0]["loss"] != lines[1]["loss"]
     mean = sum(line["accuracy"] for line in lines) / 2
     flags_ = "--per_device_train_batch_size 8 --max_steps 2"
     assert f"| tiny | main.py | 2e-05 | {flags_} | 2 | {mean:.3f} ± " in done.stdout
+
+    # Other comparisons are evaluated with the models that are there.
+    shutil.copy(workspace / "eval.jsonl", tmp_path / "again.jsonl")
+    words += ("--more", tmp_path / "again.jsonl")
+    done = run_command("python", "benchmarks/quality.py", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    more = quality.read_lines(output)[2:]
+    assert [line.pop("data") for line in more] == 2 * ["tiny, on again"]
+    for line, run in zip(more, lines, strict=True):
+        assert line == {name: run[name] for name in line} | {"curve": []}
 
     shutil.rmtree(tmp_path / "runs")
     done = run_command("python", "benchmarks/quality.py", *words)
@@ -95,6 +117,7 @@ def test_quality_trains_each_seed_once_and_tabulates_the_seeds(workspace, tmp_pa
 def test_table_of_quality_has_a_row_for_runs_that_differ_in_the_seed_alone():
     common = {"data": "d", "flags": "", "accuracy_low": 0.5, "accuracy_high": 0.9, "loss": 0.6}
     common |= {"ece": 0.1, "seconds": 1200.0, "peak_gib": 8.0}
+    common |= {"longer_accuracy": 0.8, "shorter_accuracy": 0.4}
     lines = [
         {**common, "trainer": trainer, "learning_rate": 1e-5, "seed": seed, "accuracy": accuracy}
         for trainer, accuracies in (("main.py", (0.6, 0.7, 0.8)), ("TRL", (0.5,)))
@@ -102,10 +125,9 @@ def test_table_of_quality_has_a_row_for_runs_that_differ_in_the_seed_alone():
     ]
     trl, ours = quality.tabulate(lines).splitlines()[2:]
     # Student's t with 2 degrees of freedom: 4.303 * 0.1 / sqrt(3).
-    assert ours.startswith("| d | main.py | 1e-05 |  | 3 | 0.700 ± 0.248 | 0.500 to 0.900 | 0.600")
-    assert (
-        trl == "| d | TRL | 1e-05 |  | 1 | 0.500 | 0.500 to 0.900 | 0.600 | 0.100 | 1,200 | 8.0 |"
-    )
+    end = "| 0.500 to 0.900 | 0.800 | 0.400 | 0.600 | 0.100 | 1,200 | 8.0 |"
+    assert ours == f"| d | main.py | 1e-05 |  | 3 | 0.700 ± 0.248 {end}"
+    assert trl == f"| d | TRL | 1e-05 |  | 1 | 0.500 {end}"
 
 
 @pytest.fixture
