@@ -30,8 +30,8 @@ TRL = "TRL RewardTrainer"
 
 def make_model(args, work, layout: str = "padded") -> RewardModel:
     """That of --model with a new head, or one of the wanted shape with random weights."""
-    transformers.set_seed(0)
     if args.model:
+        transformers.set_seed(0)
         options = {"layout": layout, "new_head": True}
         config, tokenizer = make_config(args, work), work["tokenizer"]
         return pretrained.load_model(args.model, config, tokenizer, **options)[0]

@@ -23,6 +23,7 @@ import datasets
 import transformers
 
 from benchmarks.contestants import add_shape_flags, shape_config
+from benchmarks.quality import read_lines
 from benchmarks.throughput import machine
 
 ROOT = Path(__file__).parents[1]
@@ -54,8 +55,8 @@ def main(args) -> None:
         prepare(args, place)
         for number in range(args.rounds):
             seconds = {n: seconds_of(c) for n, c in commands(args, place, number).items()}
-            text = (place / f"ours{number}" / "metrics.jsonl").read_text(encoding="utf-8")
-            steps = [line for line in map(json.loads, text.splitlines()) if "seconds" in line]
+            lines = read_lines(place / f"ours{number}" / "metrics.jsonl")
+            steps = [line for line in lines if "seconds" in line]
             rounds.append({**seconds, "main.py's steps": steps[-1]["seconds"]})
             print(rounds[-1], flush=True)
 

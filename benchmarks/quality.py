@@ -117,9 +117,8 @@ def run_ours(args, rate: float, seed: int) -> None:
     words = [f"--{name}={value}" for name, value in flags.items()]
     start("main.py", *words, *args.flags.split())
 
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     seconds, peak, curve = 0.0, 0.0, []
-    for line in lines:
+    for line in read_lines(folder / "metrics.jsonl"):
         seconds = line.get("seconds", seconds)
         peak = line.get("peak_memory_gib", peak)
         if "eval_accuracy" in line:
@@ -228,8 +227,8 @@ def evaluate(model: Path, data: str) -> dict:
     }
 
 
-def read_lines(path: str) -> list[dict]:
-    """The lines of finished runs."""
+def read_lines(path: str | Path) -> list[dict]:
+    """The values of a file of JSON lines; none if it is not there."""
     if not Path(path).exists():
         return []
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]

