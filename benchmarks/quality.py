@@ -32,10 +32,8 @@ from utils.output.pictures import ACCENT, DARK, picture
 ROOT = Path(__file__).parents[1]
 OURS, TRL, TRL_EQUAL_TIME = "main.py", "TRL", "TRL, after the same time"
 MOMENTS = (0.25, 0.5, 0.75, 1.0, 2.0)  # of the time of main.py, at which TRL's model is looked at
-CURVES = {
-    OURS: ("main.py", {"color": DARK, "marker": "o"}),
-    TRL: ("TRL", {"color": ACCENT, "marker": "^", "linestyle": "--"}),
-}
+OUR_STYLE = OURS, {"color": DARK, "marker": "o"}
+THEIR_STYLE = TRL, {"color": ACCENT, "marker": "^", "linestyle": "--"}
 
 # Runs that differ in nothing but the seed make one line of the table.
 IDENTITY = ("data", "trainer", "learning_rate", "flags")
@@ -90,8 +88,7 @@ def main(args) -> None:
     write_whole(Path(args.output).with_suffix(".md"), table)
     print(table)
     if args.picture:
-        kinds = {name: identify(args, name, args.learning_rates[0]) for name in CURVES}
-        draw({name: find_lines(args.output, **kind) for name, kind in kinds.items()}, args.picture)
+        draw(*runs_to_draw(args), args.picture)
 
 
 def run_ours(args, rate: float, seed: int) -> None:
@@ -268,13 +265,23 @@ def tabulate(lines: list[dict]) -> str:
     return text
 
 
-def draw(lines: dict[str, list[dict]], path: Path) -> None:
-    """Accuracy against the minutes of training, a curve for each run of a trainer, as a PNG."""
+def runs_to_draw(args) -> tuple[list[dict], list[dict]]:
+    """Our runs at the first rate and TRL's: whole ones, and those that ended at equal time."""
+    ours, whole, cut = (
+        find_lines(args.output, **identify(args, name, args.learning_rates[0]))
+        for name in (OURS, TRL, TRL_EQUAL_TIME)
+    )
+    seeds = {run["seed"] for run in whole}
+    return ours, whole + [run for run in cut if run["seed"] not in seeds]
+
+
+def draw(ours: list[dict], theirs: list[dict], path: Path) -> None:
+    """Accuracy against the minutes of training, a curve for each run, as a PNG."""
     with picture(path) as figure:
         axes = figure.subplots()
-        for trainer, runs in lines.items():
+        for runs, style in ((ours, OUR_STYLE), (theirs, THEIR_STYLE)):
             curves = [[(seconds / 60, y) for seconds, y, _ in run["curve"]] for run in runs]
-            plot_runs(axes, curves, *CURVES[trainer])
+            plot_runs(axes, curves, *style)
 
         axes.set(xlabel="training time (minutes)", ylabel="accuracy on unseen prompts")
         axes.legend(loc="lower right", title="one epoch, a line a seed", alignment="left")
