@@ -5,11 +5,11 @@
 
 Both train a random model of the given shape for an epoch of the same pairs and evaluate it on the
 same others: main.py before and after, as it always does, TRL after. Imports, tokenising, loading,
-saving and main.py's checks of the saved model count. Needs trl. A round is one run of each.
+saving and main.py's checks of the saved model count. Needs trl. A round is one run of each, and a
+line of --output; rounds that are there are not run again, so that the command can be cut.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -23,7 +23,7 @@ import datasets
 import transformers
 
 from benchmarks.contestants import add_shape_flags, shape_config
-from benchmarks.quality import read_lines
+from benchmarks.quality import read_lines, write_line
 from benchmarks.throughput import machine
 
 ROOT = Path(__file__).parents[1]
@@ -43,31 +43,31 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch_size", type=int, default=16, help="pairs a step")
     add("--max_seq_len", type=int, default=512, help="tokens of prompt and answer")
     add("--rounds", type=int, default=5, help="runs of each program")
-    add("--output", help="JSON file for all figures")
+    add(
+        "--output",
+        default=str(Path(__file__).with_suffix(".jsonl")),
+        help="a line for each round of this shape",
+    )
     return parser.parse_args()
 
 
 def main(args) -> None:
     """Write model and data, let the programs run in turn, print the table."""
-    rounds = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         prepare(args, place)
-        for number in range(args.rounds):
+        for number in range(len(read_lines(args.output)), args.rounds):
             seconds = {n: seconds_of(c) for n, c in commands(args, place, number).items()}
             lines = read_lines(place / f"ours{number}" / "metrics.jsonl")
-            steps = [line for line in lines if "seconds" in line]
-            rounds.append({**seconds, "main.py's steps": steps[-1]["seconds"]})
-            print(rounds[-1], flush=True)
+            steps = [line["seconds"] for line in lines if "seconds" in line]
+            write_line(args.output, {**seconds, "main.py's steps": round(steps[-1], 2)})
 
+    rounds = read_lines(args.output)
     ratios = [one["TRL"] / one["main.py"] for one in rounds]
-    print(f"\n{args.rounds} rounds, {machine()}\n\n| | s |\n|---|---|")
+    print(f"\n{len(rounds)} rounds, {machine()}\n\n| | s |\n|---|---|")
     for name in rounds[0]:
         print(f"| {name} | {statistics.median(one[name] for one in rounds):.1f} |")
     print(f"\nmain.py is faster by {statistics.median(ratios):.2f} (the median of the rounds)")
-    if args.output:
-        figures = {"arguments": vars(args), "machine": machine(), "rounds": rounds}
-        Path(args.output).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def prepare(args, folder: Path) -> None:
