@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from benchmarks.contestants import explode
-from benchmarks.quality import mean_and_interval, plot_runs
+from benchmarks.quality import OUR_STYLE, THEIR_STYLE, mean_and_interval, plot_runs
 from utils.data.cache import load_source
 from utils.data.packing import make_collator
 from utils.data.sampling import Grouping, evaluation_plan
@@ -33,14 +33,14 @@ from utils.data.sources.names import Source
 from utils.data.tokenization import ComparisonTokenizer, TextSettings, prepare_tokenizer
 from utils.evaluation.scoring import evaluate_batches
 from utils.model.reward_model import RewardModel
-from utils.output.pictures import ACCENT, DARK, picture
+from utils.output.pictures import picture
 from utils.training.plan import PlannedBatches
 
 ROOT = Path(__file__).parents[1]
 RATE, WARMUP = 1e-3, 0.1
 CURVES = {
-    "packed": ("packed, 11 answers ranked", {"color": DARK, "marker": "o"}),
-    "TRL": ("TRL, exploded pairs", {"color": ACCENT, "marker": "^", "linestyle": "--"}),
+    "packed": ("packed, 11 answers ranked", OUR_STYLE),
+    "TRL": ("TRL, exploded pairs", THEIR_STYLE),
 }
 
 

@@ -6,7 +6,8 @@
 Both train a random model of the given shape for an epoch of the same pairs and evaluate it on the
 same others: main.py before and after, as it always does, TRL after. Imports, tokenising, loading,
 saving and main.py's checks of the saved model count. Needs trl. A round is one run of each, and a
-line of --output; rounds that are there are not run again, so that the command can be cut.
+line of --output; those of the same shape and machine that are there are not run again, so that the
+command can be cut.
 """
 
 import argparse
@@ -23,10 +24,13 @@ import datasets
 import transformers
 
 from benchmarks.contestants import add_shape_flags, shape_config
-from benchmarks.quality import read_lines, write_line
+from benchmarks.quality import find_lines, read_lines, write_line
 from benchmarks.throughput import machine
 
 ROOT = Path(__file__).parents[1]
+
+# Rounds that agree in these, and in the machine, belong together.
+SHAPE = ("family", "hidden_size", "num_layers", "batch_size", "max_seq_len", "data_path")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,23 +50,25 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--output",
         default=str(Path(__file__).with_suffix(".jsonl")),
-        help="a line for each round of this shape",
+        help="a line for each round",
     )
     return parser.parse_args()
 
 
 def main(args) -> None:
     """Write model and data, let the programs run in turn, print the table."""
+    identity = {name: getattr(args, name) for name in SHAPE} | machine()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         prepare(args, place)
-        for number in range(len(read_lines(args.output)), args.rounds):
+        for number in range(len(find_lines(args.output, **identity)), args.rounds):
             seconds = {n: seconds_of(c) for n, c in commands(args, place, number).items()}
             lines = read_lines(place / f"ours{number}" / "metrics.jsonl")
             steps = [line["seconds"] for line in lines if "seconds" in line]
-            write_line(args.output, {**seconds, "main.py's steps": round(steps[-1], 2)})
+            seconds["main.py's steps"] = round(steps[-1], 2)
+            write_line(args.output, {**identity, "seconds": seconds})
 
-    rounds = read_lines(args.output)
+    rounds = [line["seconds"] for line in find_lines(args.output, **identity)]
     ratios = [one["TRL"] / one["main.py"] for one in rounds]
     print(f"\n{len(rounds)} rounds, {machine()}\n\n| | s |\n|---|---|")
     for name in rounds[0]:

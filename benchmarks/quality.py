@@ -32,8 +32,8 @@ from utils.output.pictures import ACCENT, DARK, picture
 ROOT = Path(__file__).parents[1]
 OURS, TRL, TRL_EQUAL_TIME = "main.py", "TRL", "TRL, after the same time"
 MOMENTS = (0.25, 0.5, 0.75, 1.0, 2.0)  # of the time of main.py, at which TRL's model is looked at
-OUR_STYLE = OURS, {"color": DARK, "marker": "o"}
-THEIR_STYLE = TRL, {"color": ACCENT, "marker": "^", "linestyle": "--"}
+OUR_STYLE = {"color": DARK, "marker": "o"}
+THEIR_STYLE = {"color": ACCENT, "marker": "^", "linestyle": "--"}
 
 # Runs that differ in nothing but the seed make one line of the table.
 IDENTITY = ("data", "trainer", "learning_rate", "flags")
@@ -279,9 +279,9 @@ def draw(ours: list[dict], theirs: list[dict], path: Path) -> None:
     """Accuracy against the minutes of training, a curve for each run, as a PNG."""
     with picture(path) as figure:
         axes = figure.subplots()
-        for runs, style in ((ours, OUR_STYLE), (theirs, THEIR_STYLE)):
+        for runs, label, style in ((ours, OURS, OUR_STYLE), (theirs, TRL, THEIR_STYLE)):
             curves = [[(seconds / 60, y) for seconds, y, _ in run["curve"]] for run in runs]
-            plot_runs(axes, curves, *style)
+            plot_runs(axes, curves, label, style)
 
         axes.set(xlabel="training time (minutes)", ylabel="accuracy on unseen prompts")
         axes.legend(loc="lower right", title="one epoch, a line a seed", alignment="left")
