@@ -6,7 +6,7 @@
 Both train a random model of the given shape for an epoch of the same pairs and evaluate it on the
 same others: main.py before and after, as it always does, TRL after. Imports, tokenising, loading,
 saving and main.py's checks of the saved model count. Needs trl. A round is one run of each, and a
-line of --output; those of the same shape and machine that are there are not run again, so that the
+line of --output; those of the same flags and machine that are there are not run again, so that the
 command can be cut.
 """
 
@@ -28,9 +28,6 @@ from benchmarks.quality import find_lines, read_lines, write_line
 from benchmarks.throughput import machine
 
 ROOT = Path(__file__).parents[1]
-
-# Rounds that agree in these, and in the machine, belong together.
-SHAPE = ("family", "hidden_size", "num_layers", "batch_size", "max_seq_len", "data_path")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -57,7 +54,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main(args) -> None:
     """Write model and data, let the programs run in turn, print the table."""
-    identity = {name: getattr(args, name) for name in SHAPE} | machine()
+    # Rounds belong together if nothing differs that could move their time.
+    asked = {name: value for name, value in vars(args).items() if name not in ("rounds", "output")}
+    identity = {**asked, **machine()}
+
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         prepare(args, place)
