@@ -69,7 +69,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--more", nargs="*", default=[], help="files that main.py's models are evaluated on, too")
     add("--picture", type=Path, help="PNG of accuracy against time, with --peer, to write")
     add("--folder", default="output/quality", help="for models and training states")
-    add("--output", default=str(Path(__file__).with_suffix(".jsonl")), help="a line for each run")
+    add(
+        "--output",
+        default=str(Path(__file__).with_suffix(".jsonl")),
+        help="a line for each run of this model",
+    )
     return parser.parse_args()
 
 
