@@ -1,6 +1,8 @@
 """Those who take part in throughput.py: our layouts and TRL, each in a process of its own."""
 
 import argparse
+import multiprocessing
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -78,6 +80,33 @@ def shape_config(args, work):
     heads = max(1, args.hidden_size // 256)
     width = {"intermediate_size": 4 * args.hidden_size, "num_key_value_heads": heads}
     return transformers.LlamaConfig(**shape, **width)
+
+
+def start_contestant(life, *arguments: object) -> tuple:
+    """A pipe to a new process, which calls life with the arguments and its own end; the process."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=life, args=(*arguments, theirs), daemon=True)
+    process.start()
+    theirs.close()  # if the process dies, whoever waits for its answer learns of it
+    return ours, process
+
+
+def ask(name: str, pipe, process, message: object):
+    """A contestant's answer.
+
+    Raises:
+        SystemExit: it has died.
+    """
+    try:
+        pipe.send(message)
+        return pipe.recv()
+    except (BrokenPipeError, EOFError):
+        process.join()
+        sys.exit(
+            f"{name}: ended with exit code {process.exitcode} (-9 is mostly too little memory: "
+            "let fewer take part in a run, or make the batches smaller)"
+        )
 
 
 def contest(args, name: str, work: dict, pipe) -> None:

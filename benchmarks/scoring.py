@@ -13,7 +13,6 @@ Their scores must agree.
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.contestants import add_shape_flags, random_model
+from benchmarks.contestants import add_shape_flags, ask, random_model, start_contestant
 from utils import distributed
 from utils.data.comparison import Comparison
 from utils.data.packing import make_collator
@@ -103,21 +102,12 @@ def prepare(args, folder: Path) -> list[list]:
 
 def take_turns(args, names: list[str], model: Path, rounds: list[list]) -> list[dict]:
     """Seconds and scores of each contestant in each measured round."""
-    context = multiprocessing.get_context("spawn")
-    pipes = {}
-    for name in names:
-        pipes[name], theirs = context.Pipe()
-        context.Process(target=contest, args=(args, name, model, theirs), daemon=True).start()
-
-    results = []
-    for comparisons in rounds:
-        result = {}
-        for name, pipe in pipes.items():
-            pipe.send(comparisons)
-            result[name] = pipe.recv()
-        results.append(result)
-
-    for pipe in pipes.values():
+    contestants = {name: start_contestant(contest, args, name, model) for name in names}
+    results = [
+        {name: ask(name, *place, comparisons) for name, place in contestants.items()}
+        for comparisons in rounds
+    ]
+    for pipe, _ in contestants.values():
         pipe.send(None)
     return results[1:]  # the first one loads and warms up
 

@@ -18,7 +18,6 @@ ranked data exploded into pairs, since it takes no others.
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import statistics
@@ -42,8 +41,10 @@ from benchmarks.contestants import (
     PADDED_KEPT,
     TRL,
     add_shape_flags,
+    ask,
     contest,
     make_config,
+    start_contestant,
     synchronize,
 )
 from utils.data.cache import load_source
@@ -109,21 +110,14 @@ def main(args) -> None:
 
 def take_turns(args, names: list[str], work: dict) -> list[dict]:
     """The rounds; in each, every contestant takes a step twice, the second time measured."""
-    context = multiprocessing.get_context("spawn")
     contestants, rounds = {}, []
     for name in names:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=contest, args=(args, name, work, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        ours.recv()  # it is ready; the next one starts in peace
-        contestants[name] = ours, process
+        pipe, process = start_contestant(contest, args, name, work)
+        pipe.recv()  # it is ready; the next one starts in peace
+        contestants[name] = pipe, process
 
     for number in range(args.rounds):
-        results = {}
-        for name, (pipe, _) in contestants.items():
-            pipe.send(number)
-            results[name] = pipe.recv()
+        results = {name: ask(name, *place, number) for name, place in contestants.items()}
         packed = results[PACKED]
         packed["matmul_rate"] = matmul_rate(args, work, int(packed["tokens"]))
         rounds.append(results)
