@@ -1,4 +1,4 @@
-"""Those who take part in throughput.py: our layouts and TRL, each in a process of its own."""
+"""Processes that take turns, and those of throughput.py: our layouts and TRL."""
 
 import argparse
 import multiprocessing
@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -82,30 +83,44 @@ def shape_config(args, work):
     return transformers.LlamaConfig(**shape, **width)
 
 
-def start_contestant(life, *arguments: object) -> tuple:
-    """A pipe to a new process, which calls life with the arguments and its own end; the process."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=life, args=(*arguments, theirs), daemon=True)
-    process.start()
-    theirs.close()  # if the process dies, whoever waits for its answer learns of it
-    return ours, process
+class Contestant:
+    """A process that answers what it is asked.
 
-
-def ask(name: str, pipe, process, message: object):
-    """A contestant's answer.
-
-    Raises:
-        SystemExit: it has died.
+    Args:
+        name: for messages.
+        life: what the process does; called with the arguments, and its end of the pipe at last.
+        arguments: what can be pickled.
     """
-    try:
-        pipe.send(message)
-        return pipe.recv()
-    except (BrokenPipeError, EOFError):
-        process.join()
+
+    def __init__(self, name: str, life, *arguments: object):
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=life, args=(*arguments, theirs), daemon=True)
+        self.process.start()
+        theirs.close()  # if the process dies, whoever waits for its answer learns of it
+
+    def ask(self, message: object):
+        """Its answer to a message; SystemExit if it has died."""
+        try:
+            self.pipe.send(message)
+        except BrokenPipeError:
+            self.report_death()
+        return self.answer()
+
+    def answer(self):
+        """What it says next; SystemExit if it has died."""
+        try:
+            return self.pipe.recv()
+        except (ConnectionResetError, EOFError):
+            self.report_death()
+
+    def report_death(self) -> NoReturn:
+        """End the program."""
+        self.process.join()
         sys.exit(
-            f"{name}: ended with exit code {process.exitcode} (-9 is mostly too little memory: "
-            "let fewer take part in a run, or make the batches smaller)"
+            f"{self.name}: ended with exit code {self.process.exitcode} (-9 is mostly too little "
+            "memory: let fewer take part in a run, or make the batches smaller)"
         )
 
 

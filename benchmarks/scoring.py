@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.contestants import add_shape_flags, ask, random_model, start_contestant
+from benchmarks.contestants import Contestant, add_shape_flags, random_model
 from utils import distributed
 from utils.data.comparison import Comparison
 from utils.data.packing import make_collator
@@ -102,13 +102,13 @@ def prepare(args, folder: Path) -> list[list]:
 
 def take_turns(args, names: list[str], model: Path, rounds: list[list]) -> list[dict]:
     """Seconds and scores of each contestant in each measured round."""
-    contestants = {name: start_contestant(contest, args, name, model) for name in names}
+    contestants = {name: Contestant(name, contest, args, name, model) for name in names}
     results = [
-        {name: ask(name, *place, comparisons) for name, place in contestants.items()}
+        {name: contestant.ask(comparisons) for name, contestant in contestants.items()}
         for comparisons in rounds
     ]
-    for pipe, _ in contestants.values():
-        pipe.send(None)
+    for contestant in contestants.values():
+        contestant.pipe.send(None)
     return results[1:]  # the first one loads and warms up
 
 

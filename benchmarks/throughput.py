@@ -40,11 +40,10 @@ from benchmarks.contestants import (
     PACKED,
     PADDED_KEPT,
     TRL,
+    Contestant,
     add_shape_flags,
-    ask,
     contest,
     make_config,
-    start_contestant,
     synchronize,
 )
 from utils.data.cache import load_source
@@ -112,19 +111,18 @@ def take_turns(args, names: list[str], work: dict) -> list[dict]:
     """The rounds; in each, every contestant takes a step twice, the second time measured."""
     contestants, rounds = {}, []
     for name in names:
-        pipe, process = start_contestant(contest, args, name, work)
-        pipe.recv()  # it is ready; the next one starts in peace
-        contestants[name] = pipe, process
+        contestants[name] = Contestant(name, contest, args, name, work)
+        contestants[name].answer()  # it is ready; the next one starts in peace
 
     for number in range(args.rounds):
-        results = {name: ask(name, *place, number) for name, place in contestants.items()}
+        results = {name: contestant.ask(number) for name, contestant in contestants.items()}
         packed = results[PACKED]
         packed["matmul_rate"] = matmul_rate(args, work, int(packed["tokens"]))
         rounds.append(results)
 
-    for pipe, process in contestants.values():
-        pipe.send(None)
-        process.join()
+    for contestant in contestants.values():
+        contestant.pipe.send(None)
+        contestant.process.join()
     return rounds
 
 

@@ -1,6 +1,7 @@
 """The benchmarks run; what they measure is for people to read."""
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -11,6 +12,7 @@ import torch
 
 from benchmarks import consumers, quality, servers
 from benchmarks.accuracy_over_time import accuracy_at, tabulate
+from benchmarks.contestants import Contestant
 from tests.conftest import flags, run_command, save_language_model
 from tests.forking import run_program
 from utils.model import pretrained
@@ -39,6 +41,26 @@ def test_throughput_runs_the_layouts_on_the_same_comparisons(tmp_path):
     seconds = [results["packed"]["seconds"] for results in figures["rounds"]]
     assert packed["seconds_per_step"] == pytest.approx(sum(seconds) / 2)
     assert all(share > 0 for share in figures["packed"].values())
+
+
+def answer_and_die(pipe):
+    pipe.send("ready")
+    pipe.send(2 * pipe.recv())
+    pipe.recv()
+    os._exit(3)
+
+
+def test_a_contestant_that_dies_is_named():
+    contestant = Contestant("packed", answer_and_die)
+    assert contestant.answer() == "ready"
+    assert contestant.ask(21) == 42
+
+    death = r"^packed: ended with exit code 3 "
+    for message in ("the one it dies of", "one that nobody hears"):
+        with pytest.raises(SystemExit, match=death):
+            contestant.ask(message)
+    with pytest.raises(SystemExit, match=death):
+        contestant.answer()
 
 
 def test_scoring_times_contestants_whose_scores_agree(tmp_path):
