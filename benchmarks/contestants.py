@@ -115,6 +115,11 @@ class Contestant:
         except (ConnectionResetError, EOFError):
             self.report_death()
 
+    def dismiss(self) -> None:
+        """Say that everyone is done, and wait until it has ended."""
+        self.pipe.send(None)
+        self.process.join()
+
     def report_death(self) -> NoReturn:
         """End the program."""
         self.process.join()

@@ -108,7 +108,7 @@ def take_turns(args, names: list[str], model: Path, rounds: list[list]) -> list[
         for comparisons in rounds
     ]
     for contestant in contestants.values():
-        contestant.pipe.send(None)
+        contestant.dismiss()
     return results[1:]  # the first one loads and warms up
 
 

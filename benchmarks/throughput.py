@@ -121,8 +121,7 @@ def take_turns(args, names: list[str], work: dict) -> list[dict]:
         rounds.append(results)
 
     for contestant in contestants.values():
-        contestant.pipe.send(None)
-        contestant.process.join()
+        contestant.dismiss()
     return rounds
 
 
